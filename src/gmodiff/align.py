@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from gmodiff.errors import InputError
 from gmodiff.image import Bracket, Frame
+from gmodiff.registration import displacement, find_homography, rescale
 from gmodiff.radiometry import CLIPPED_ENCODED, F32, CameraResponse
 
 F64 = NDArray[np.float64]
@@ -25,6 +26,14 @@ U8 = NDArray[np.uint8]
 
 _SIDE_LIMIT = 32766
 """cv2.remap addresses source and destination with 16-bit signed integers."""
+
+_FULL_SIZE_PIXELS, _WORKING_PIXELS = 1.5e6, 6e6
+"""Up to the first the motion is sought at full size, up to four times the second at half size, then at that size."""
+
+_BLACK_ENCODED, _BLACK_LINEAR, _WHITE_ENCODED = 0.015, 0.0025, 0.93
+"""Outside these, averages over a few pixels of an 8-bit JPEG are mostly noise or partly clipped."""
+
+_COMPRESSION = 1 / 2.4
 
 
 @dataclass(frozen=True)
@@ -164,4 +173,73 @@ def align_frame(reference: Frame, frame: Frame, response: CameraResponse, *, den
             f"{frame.name} is {frame.encoded.dtype} {frame.encoded.shape} but {reference.name} is {reference.encoded.dtype} "
             f"{reference.encoded.shape}: frames can be aligned only where size and pixel type agree"
         )
-    return Alignment()
+    return _align_pair(_shrink(reference), _shrink(frame), response, reference.encoded.shape[:2], dense)
+
+
+@dataclass(frozen=True)
+class _Small:
+    """A frame on the working grid: (h, w, 3) encoded, and its exposure."""
+
+    encoded: NDArray[Any]
+    exposure: float
+
+
+def _shrink(frame: Frame) -> _Small:
+    size = frame.width * frame.height
+    factor = 1 if size <= _FULL_SIZE_PIXELS else max(2, int(np.ceil(np.sqrt(size / _WORKING_PIXELS))))
+    shape = max(1, round(frame.width / factor)), max(1, round(frame.height / factor))
+    small = frame.encoded if factor == 1 else cv2.resize(frame.encoded, shape, interpolation=cv2.INTER_AREA)
+    return _Small(small, frame.exposure)
+
+
+def _matched(a: _Small, b: _Small, response: CameraResponse) -> tuple[U8, U8, float]:
+    """Matched codes of two frames, (h, w) uint8 each, and the stops their range spans.
+
+    Every channel's radiance is clamped to what both frames measured, so a clipped or black sample is at the same end in both.
+    """
+    dtype = a.encoded.dtype
+    ratio = _exposure_ratio(a, b, response)
+    ends = response.at(np.array([_BLACK_ENCODED, _WHITE_ENCODED]))
+    low = np.maximum(ends[0], _BLACK_LINEAR) * max(1.0, 1.0 / ratio)
+    high = ends[1] * min(1.0, 1.0 / ratio)
+    codes = response.codes(dtype)
+    out = []
+    for small, exposure in ((a, 1.0), (b, ratio)):
+        with np.errstate(invalid="ignore"):
+            bottom = (low / high) ** _COMPRESSION
+            level = (np.clip(codes / exposure, low, high) / high) ** _COMPRESSION
+            table = np.rint(255 * np.clip((level - bottom) / (1 - bottom), 0, 1)).astype(np.uint8)
+        out.append(cv2.cvtColor(_look_up(small.encoded, table), cv2.COLOR_RGB2GRAY))
+    return out[0], out[1], float(np.log2(high / low).min())
+
+
+def _look_up(encoded: NDArray[Any], table: U8) -> U8:
+    """(h, w, 3) uint8 entries of a (codes, 3) table."""
+    if encoded.dtype == np.uint8:
+        return np.asarray(cv2.LUT(encoded, table[None]), np.uint8)
+    return np.stack([table[:, c].take(encoded[..., c]) for c in range(3)], axis=-1)
+
+
+def _exposure_ratio(a: _Small, b: _Small, response: CameraResponse) -> float:
+    """Exposure of b over that of a: as told, unless the pixels clearly say otherwise."""
+    told = b.exposure / a.exposure
+    height, width = a.encoded.shape[:2]
+    shrink = max(1.0, max(height, width) / 160)
+    size = max(1, round(width / shrink)), max(1, round(height / shrink))
+    pair = [cv2.resize(s.encoded, size, interpolation=cv2.INTER_AREA) for s in (a, b)]
+    top = np.iinfo(a.encoded.dtype).max
+    valid = np.logical_and(*[(p > 2 * _BLACK_ENCODED * top) & (p < _WHITE_ENCODED * top) for p in pair])
+    if valid.sum() < 100:
+        return told if np.isfinite(told) and told > 0 else 1.0
+    linear = [response.linearise(p)[valid] for p in pair]
+    seen = float(np.median(linear[1] / linear[0]))
+    trusted = np.isfinite(told) and told > 0 and abs(np.log2(seen / told)) < 0.2
+    return told if trusted else seen
+
+
+def _align_pair(a: _Small, b: _Small, response: CameraResponse, shape: tuple[int, int], dense: bool) -> Alignment:
+    reference, frame, stops = _matched(a, b, response)
+    motion = find_homography(reference, frame)
+    if motion is None:
+        return Alignment()
+    return Alignment(rescale(motion, shape[1] / reference.shape[1], shape[0] / reference.shape[0]))
