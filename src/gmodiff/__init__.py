@@ -1,3 +1,49 @@
-"""GMODiff: a bracket of ordinary photos in, a true HDR photo out, without inventing what was measured."""
+"""GMODiff: a bracket of ordinary photos in, a true HDR photo out, without inventing what was measured.
 
-__version__ = "0.1.0.dev0"
+    import gmodiff
+    bracket = gmodiff.read_bracket(["a.jpg", "b.jpg", "c.jpg"])
+    gmodiff.write(gmodiff.reconstruct(bracket), "scene.jpg")
+
+Importing this package imports nothing else: each name below is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from gmodiff.bracket import read_bracket
+    from gmodiff.errors import GMODiffError
+    from gmodiff.gainmap import GainMap
+    from gmodiff.image import Bracket, HDRImage
+    from gmodiff.pipeline import reconstruct
+    from gmodiff.read import read
+    from gmodiff.write import write
+
+__all__ = ["Bracket", "GMODiffError", "GainMap", "HDRImage", "read", "read_bracket", "reconstruct", "write"]
+
+_HOMES = {
+    "Bracket": "image",
+    "GMODiffError": "errors",
+    "GainMap": "gainmap",
+    "HDRImage": "image",
+    "read": "read",
+    "read_bracket": "bracket",
+    "reconstruct": "pipeline",
+    "write": "write",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -67,11 +67,12 @@ class GainMapMetadata:
         channels = log2_gain.shape[-1]
         low = np.asarray(self.minimum[:channels], np.float32)
         span = np.maximum(np.asarray(self.maximum[:channels], np.float32) - low, 1e-6)
-        stored = np.clip((log2_gain - low) / span, 0.0, 1.0)
+        stored = (log2_gain - low) * (np.float32(255) / span)
         if self.gamma != (1.0, 1.0, 1.0):
-            stored = stored ** np.asarray(self.gamma[:channels], np.float32)
-        stored = stored * 255.0 if dither is None else stored * 255.0 + dither
-        return np.clip(np.rint(stored), 0, 255).astype(np.uint8)
+            stored = 255 * (np.clip(stored, 0, 255) / 255) ** np.asarray(self.gamma[:channels], np.float32)
+        stored += np.float32(0.5) if dither is None else dither + np.float32(0.5)
+        np.clip(stored, 0, 255, out=stored)
+        return stored.astype(np.uint8)  # truncation after adding a half rounds
 
     def log2_gain(self, stored: FloatArray) -> F32:
         """(..., 1 or 3) stored values 0..1 to log2 gain (the inverse of `quantise` up to rounding)."""

@@ -1,0 +1,5 @@
+"""`python -m gmodiff` is the command `gmodiff`."""
+
+from gmodiff.cli import main
+
+main()

@@ -1,0 +1,294 @@
+"""The command `gmodiff`. Each subcommand imports what it needs when it runs, so that --help stays instant."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gmodiff import __version__
+from gmodiff.errors import GMODiffError, InputError
+
+if TYPE_CHECKING:
+    from gmodiff.image import Bracket, HDRImage
+
+BAD_INPUT, INTERRUPTED = 2, 130
+
+
+def main() -> None:
+    """Run the command: 0 when done, 2 for anything the user can mend (one line on stderr), 130 after Ctrl-C."""
+    try:
+        command(prog_name="gmodiff", standalone_mode=False)
+    except GMODiffError as error:
+        click.echo(f"gmodiff: {error}", err=True)
+        sys.exit(BAD_INPUT)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("gmodiff: stopped; nothing was written", err=True)
+        sys.exit(INTERRUPTED)
+    except MemoryError:
+        click.echo("gmodiff: not enough memory for photos of this size: close other programs, or merge smaller copies", err=True)
+        sys.exit(BAD_INPUT)
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read our output has gone; there is nobody to tell
+        sys.exit(0)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="gmodiff")
+def command() -> None:
+    """Turn a bracket of ordinary photos into a true HDR photo, without inventing what was measured."""
+
+
+def _numbers(_: click.Context, parameter: click.Parameter, text: str | None) -> list[float] | None:
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.replace(",", " ").split()]
+    except ValueError:
+        raise InputError(f"--{parameter.name} {text!r}: expected one number per photo, separated by commas, as in -2,0,2") from None
+
+
+@command.command(short_help="Merge a bracket of photos into an HDR photo.")
+@click.argument("photos", nargs=-1, metavar="PHOTO...")
+@click.option("-o", "--output", "outputs", multiple=True, metavar="FILE",
+              help="Where to write; may be repeated. The suffix says what: .jpg (Ultra HDR), .avif .png .jxl (HDR rendition), "
+                   ".exr .hdr .tif (scene-linear radiance). Default: the first photo's name with _hdr.jpg, here.")  # fmt: skip
+@click.option("--ev", callback=_numbers, metavar="N,N,...",
+              help="Exposure of each photo in stops, brighter = higher, in the order given (-2,0,2).")  # fmt: skip
+@click.option("--exposures", callback=_numbers, metavar="N,N,...",
+              help="Relative exposure of each photo in the order given (1,4,16, or shutter times in seconds).")  # fmt: skip
+@click.option("--reference", metavar="NAME|N", help="The photo that decides where things are: its file name, or its place (1 = first).")
+@click.option("--response", default="auto", show_default=True, metavar="CURVE",
+              help="Camera response: auto, estimate, srgb, gamma2.2, linear, or a file from --save-response.")  # fmt: skip
+@click.option("--save-response", metavar="FILE", help="Keep the response that was used, for this camera's next bracket (.json).")
+@click.option("--no-align", is_flag=True, help="The photos are registered already; leave every pixel where it is.")
+@click.option("--look", type=click.Choice(["camera", "linear"]), default="camera", show_default=True,
+              help="The HDR picture: the photo's own look with its highlights given back, or scene-linear light.")  # fmt: skip
+@click.option("--headroom", type=float, default=3.0, show_default=True, metavar="STOPS",
+              help="Most that the HDR picture may rise above SDR white.")  # fmt: skip
+@click.option("--base", type=click.Choice(["tonemap", "reference"]), default="tonemap", show_default=True,
+              help="The SDR picture: highlights compressed into it, or the reference photo itself.")  # fmt: skip
+@click.option("--quality", type=click.IntRange(1, 100), default=95, show_default=True, help="JPEG and AVIF quality.")
+@click.option("--compact", is_flag=True, help="Smaller Ultra HDR: gain map at a quarter of the size per side, one channel.")
+@click.option("--strip", is_flag=True, help="Leave out camera, lens, time and place (EXIF).")
+@click.option("--provenance", metavar="FILE", help="Also write a picture of where the light came from (.png).")
+@click.option("--max-pixels", type=click.IntRange(min=1), default=250_000_000, show_default=True, help="Refuse larger photos.")
+@click.option("--force", is_flag=True, help="Overwrite existing files.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+@click.option("-v", "--verbose", is_flag=True, help="Print exposures, disagreement and alignment of each photo.")
+def merge(
+    photos: tuple[str, ...],
+    outputs: tuple[str, ...],
+    ev: list[float] | None,
+    exposures: list[float] | None,
+    reference: str | None,
+    response: str,
+    save_response: str | None,
+    no_align: bool,
+    look: str,
+    headroom: float,
+    base: str,
+    quality: int,
+    compact: bool,
+    strip: bool,
+    provenance: str | None,
+    max_pixels: int,
+    force: bool,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    """Merge 2 to 16 photos of one scene, taken at different exposures, into one HDR photo.
+
+    \b
+      gmodiff merge IMG_1.jpg IMG_2.jpg IMG_3.jpg -o scene.jpg
+      gmodiff merge *.NEF -o scene.jpg -o scene.exr
+      gmodiff merge a.tif b.tif c.tif --ev -2,0,2 -o scene.avif
+
+    Exposures come from --exposures or --ev, else the photos' EXIF, else an exposure.txt beside them (log2 of relative
+    exposures, one a line in order of file name), else from the pixels.
+    """
+    started = time.monotonic()
+    if len(photos) < 2:
+        raise InputError(f"a bracket needs 2 to 16 photos, got {len(photos)}: gmodiff merge A.jpg B.jpg C.jpg -o scene.jpg")
+    targets = [Path(o) for o in outputs] or [Path(f"{Path(photos[0]).stem}_hdr.jpg")]
+    from gmodiff.write import check_writable
+
+    extra = [Path(p) for p in (provenance, save_response) if p is not None]
+    check_writable(targets, force=force, others=extra, inputs=[Path(p) for p in photos])
+
+    from gmodiff.bracket import read_bracket, save_response_file
+    from gmodiff.pipeline import reconstruct
+    from gmodiff.write import write, write_provenance
+
+    with _Reporter(quiet or as_json) as report:
+        bracket = read_bracket(
+            photos,
+            exposures=exposures,
+            ev=ev,
+            reference=reference,
+            response=response,
+            max_pixels=max_pixels,
+            progress=report,
+        )
+        image = reconstruct(bracket, align=not no_align, look=look, base=base, headroom=headroom, progress=report)
+        for n, target in enumerate(targets):
+            report("write", n / len(targets))
+            write(image, target, quality=quality, compact=compact, strip=strip, force=force)
+        if provenance is not None and image.provenance is not None:
+            write_provenance(image.provenance, provenance, force=force)
+        if save_response is not None:
+            save_response_file(bracket.response, save_response, force=force)
+        report("write", 1.0)
+    result = _result(bracket, image, targets, time.monotonic() - started)
+    if as_json:
+        click.echo(json.dumps(result, indent=2))
+    elif not quiet:
+        _print_result(result, bracket, verbose)
+
+
+def _result(bracket: Bracket, image: HDRImage, targets: list[Path], seconds: float) -> dict[str, Any]:
+    import math
+
+    calibration = bracket.calibration
+    stops = [round(math.log2(e), 2) for e in bracket.relative_exposures]
+    assert image.gain_map is not None
+    height, width = bracket.shape
+
+    def plain(values: tuple[float, ...]) -> list[float | None]:
+        return [round(v, 3) if math.isfinite(v) else None for v in values]
+
+    return {
+        "outputs": [str(t) for t in targets],
+        "width": width,
+        "height": height,
+        "seconds": round(seconds, 2),
+        "frames": [{"name": f.name, "stops": s} for f, s in zip(bracket.frames, stops, strict=True)],
+        "reference": bracket.frames[bracket.reference].name,
+        "exposure_source": calibration.exposure_source,
+        "response": bracket.response.name,
+        "disagreement_stops": plain(calibration.residual_stops),
+        "disagreement_srgb_stops": plain(calibration.srgb_residual_stops),
+        "headroom_stops": round(image.gain_map.metadata.alternate_headroom, 3),
+        "look": image.metadata["look"],
+        "base": image.metadata["base"],
+        "provenance": image.metadata["provenance"],
+        "alignment": image.metadata["alignment"],
+        "notes": list(calibration.notes),
+        "version": __version__,
+    }
+
+
+def _print_result(result: dict[str, Any], bracket: Bracket, verbose: bool) -> None:
+    where = result["provenance"]
+    for target in result["outputs"]:
+        size = Path(target).stat().st_size / 1e6
+        click.echo(f"{target}: {result['width']}x{result['height']}, {result['headroom_stops']:.1f} stops above SDR white, {size:.1f} MB")
+    exposures = " ".join(f"{f['stops']:+.1f}" for f in result["frames"])
+    known = [v for v in result["disagreement_stops"] if v is not None]
+    agreement = f", photos agree to {max(known):.2f} stops" if known else ""
+    click.echo(f"exposures {exposures} ({result['exposure_source']}), response {result['response']}{agreement}")
+    click.echo(
+        f"{where['measured_percent']:.1f} % measured in {result['reference']}, {where['aligned_percent']:.1f} % in the other photos, "
+        f"{where['inferred_percent']:.2f} % inferred; {where['highlight_stops']:.1f} stops of highlights recovered "
+        f"({result['seconds']:.1f} s)"
+    )
+    for note in result["notes"]:
+        click.echo(f"note: {note}")
+    if verbose:
+        pairs = list(zip(bracket.frames, bracket.frames[1:], strict=False))
+        for (a, b), now, srgb in zip(pairs, result["disagreement_stops"], result["disagreement_srgb_stops"], strict=False):
+            if now is None:
+                click.echo(f"  {a.name} / {b.name}: too few pixels in common to compare")
+            else:
+                click.echo(f"  {a.name} / {b.name}: disagree by {now:.3f} stops" + (f" (as sRGB: {srgb:.3f})" if srgb is not None else ""))
+        for line in result["alignment"]:
+            click.echo(f"  {line['name']}: {line['motion']}")
+
+
+@command.command("inspect", short_help="Say what an HDR file holds.")
+@click.argument("file", metavar="FILE")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+@click.option("--preview", metavar="OUT.png", help="Also render what a display of --headroom stops shows, as a PNG.")
+@click.option("--headroom", type=float, default=None, metavar="STOPS", help="Of the previewed display. Default: all that the file holds.")
+@click.option("--force", is_flag=True, help="Overwrite an existing preview.")
+def inspect_file(file: str, as_json: bool, preview: str | None, headroom: float | None, force: bool) -> None:
+    """Print format, size, headrooms, map range, metadata agreement and provenance of an HDR photo."""
+    from gmodiff.inspection import as_text, describe
+    from gmodiff.inspection import preview as render_preview
+
+    if headroom is not None and preview is None:
+        raise InputError("--headroom goes with --preview OUT.png")
+    facts = describe(file)
+    if preview is not None:
+        render_preview(file, preview, headroom=headroom, force=force)
+    click.echo(json.dumps(facts, indent=2) if as_json else as_text(facts))
+
+
+@command.command(short_help="Print the shell's completion script.")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print a completion script; put it where your shell looks, for example:
+
+    \b
+      gmodiff completion bash >> ~/.bashrc
+      gmodiff completion fish > ~/.config/fish/completions/gmodiff.fish
+    """
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    assert kind is not None  # click ships all three
+    click.echo(kind(command, {}, "gmodiff", "_GMODIFF_COMPLETE").source())
+
+
+class _Reporter:
+    """Progress on stderr: a bar on a terminal, one quiet line a stage elsewhere, nothing when quiet."""
+
+    WORDS = {"read": "Reading", "calibrate": "Measuring the camera", "align": "Aligning", "merge": "Merging", "render": "Rendering",
+             "write": "Writing"}  # fmt: skip
+
+    def __init__(self, quiet: bool) -> None:
+        self._bar: Any = None
+        self._task: Any = None
+        self._stage = ""
+        self._started = 0.0
+        self._quiet = quiet
+
+    def __enter__(self) -> _Reporter:
+        if not self._quiet and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+            self._bar = Progress(
+                TextColumn("{task.description:<22}"), BarColumn(), TimeElapsedColumn(), console=Console(stderr=True), transient=True
+            )
+            self._bar.start()
+            self._task = self._bar.add_task("", total=1.0)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        else:
+            self._end_stage()
+
+    def __call__(self, stage: str, fraction: float) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, description=self.WORDS.get(stage, stage), completed=fraction)
+        elif stage != self._stage:
+            self._end_stage()
+            self._stage, self._started = stage, time.monotonic()
+
+    def _end_stage(self) -> None:
+        took = time.monotonic() - self._started
+        if self._stage and took > 0.5 and not self._quiet:
+            click.echo(f"{self.WORDS.get(self._stage, self._stage).lower()}: {took:.1f} s", err=True)
+        self._stage = ""

@@ -1,0 +1,360 @@
+"""Measured radiance: a noise-weighted mean of aligned samples, each counted only where it agrees with what is already known.
+
+The test for ghosts is an intersection of radiance intervals. The reference frame says for each pixel and channel in which
+interval its radiance lies ([low, inf) where it is clipped). The other frames are taken in order of their distance in
+exposure from the reference: a sample whose own interval does not meet the known one saw something else, and is left out
+together with its near surroundings; a sample that does meet it narrows the interval where the reference had none. So a
+person who walks leaves one copy, the reference's, and among several shorter frames the nearest decides in the highlights.
+
+Where no sample is left (a clipped highlight that moved, or that every frame clips) the radiance continues smoothly from its
+surroundings, keeps their hue, and never falls below what the clipped sample proves. Those pixels are labelled inferred.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from gmodiff.align import Alignment, warp_rows
+from gmodiff.image import Bracket, Frame
+from gmodiff.provenance import ALIGNED, INFERRED
+from gmodiff.radiometry import CLIPPED_ENCODED, F32, CameraResponse, radiance_interval_codes, response_slope
+from gmodiff.tiling import STRIP_ROWS, for_each_strip
+
+FILL_GRID_PX = 8
+"""Side of the cells in which surroundings are averaged before they continue into unmeasured areas."""
+GHOST_WINDOW_PX = 5
+"""Side of the window over which disagreement is averaged: a moved edge spoils its neighbours too."""
+TAPER_ENCODED = 0.90
+"""A frame's weight falls from full here to nothing at CLIPPED_ENCODED, so that no seam shows where it drops out."""
+MIN_TOLERANCE, MAX_TOLERANCE = 0.06, 0.25
+"""Relative radiance difference that calibration and interpolation alone explain: twice the bracket's residual, within these."""
+GHOST_GAP_STOPS, GHOST_SPREAD_STOPS = 0.15, 0.04
+"""A gap between two intervals as large as the first, or as large as the second on average over the window, ends the belief."""
+DOUBTFUL, SURE = 0.1, 0.5
+"""Confidence (validity times agreement of the best sample) below which nothing, and from which everything, counts as measured."""
+REFERENCE_LEAN = 15.0
+"""Extra weight of a well-exposed reference sample over an aligned one: warping costs sharpness, noise is low there anyway."""
+
+
+@dataclass(frozen=True)
+class Merged:
+    """radiance: (H, W, 3) float32, 1.0 = the reference's white. provenance: (H, W) uint8 labels, see `provenance`."""
+
+    radiance: F32 = field(repr=False)
+    provenance: NDArray[np.uint8] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class _Codes:
+    """What each code of one frame means.
+
+    radiance: (codes, 3) float32.   low, high: (codes, 3) uint16, the ends of its interval on the log scale of `_log_code`.
+    weight, validity: (codes,) float32 over the largest of a pixel's three codes: one weight for the whole pixel, so that frames
+    whose responses disagree a little never mix in different shares per channel, which would tint edges.
+    """
+
+    radiance: F32
+    low: NDArray[np.uint16]
+    high: NDArray[np.uint16]
+    weight: F32
+    validity: F32
+
+
+def merge(
+    bracket: Bracket,
+    alignments: Sequence[Alignment | None],
+    *,
+    progress: Callable[[float], None] | None = None,
+) -> Merged:
+    """Merge a bracket whose frames have been aligned to the reference. None as an alignment leaves that frame out.
+
+    The mean is weighted by inverse variance (Granados et al. 2010, equation 6; Robertson et al. 2003, section III), with a
+    lean to the reference where it is well exposed.
+    """
+    height, width = bracket.shape
+    radiance = np.empty((height, width, 3), np.float32)
+    provenance = np.empty((height, width), np.uint8)
+    unmeasured: dict[int, NDArray[np.uint8]] = {}
+    surroundings = _Surroundings(height, width)
+    tolerance = _tolerance(bracket)
+    tables = [
+        _code_tables(frame, bracket.response, exposure, tolerance, REFERENCE_LEAN if i == bracket.reference else 0.0)
+        for i, (frame, exposure) in enumerate(zip(bracket.frames, bracket.relative_exposures, strict=True))
+    ]
+    others = [i for i in _by_distance(bracket) if alignments[i] is not None]
+    shortest = min([*others, bracket.reference])
+
+    def strip(first: int, end: int) -> None:
+        value, labels, missing = _merge_rows(bracket, alignments, tables, others, shortest, first, end)
+        radiance[first:end] = value
+        provenance[first:end] = labels
+        if missing is not None:
+            unmeasured[first] = missing
+        surroundings.add(first, value, missing)
+
+    for_each_strip(strip, height, progress=progress)
+    if unmeasured:
+        log2_surroundings = surroundings.continued()
+
+        def fill(first: int, end: int) -> None:
+            if first in unmeasured:
+                _continue_into(radiance[first:end], unmeasured[first], log2_surroundings, first, height)
+
+        for_each_strip(fill, height)
+    return Merged(radiance, provenance)
+
+
+def _tolerance(bracket: Bracket) -> float:
+    residuals = [r for r in bracket.calibration.residual_stops if np.isfinite(r)]
+    residual = float(np.median(residuals)) if residuals else 0.0
+    return float(np.clip(2.0 ** (2.0 * residual) - 1.0, MIN_TOLERANCE, MAX_TOLERANCE))
+
+
+def _by_distance(bracket: Bracket) -> list[int]:
+    """Indices of the supporting frames, nearest exposure first; of two equally near, the shorter (it clips less)."""
+    stops = np.abs(np.log2(bracket.relative_exposures))
+    return sorted((i for i in range(len(bracket.frames)) if i != bracket.reference), key=lambda i: (round(float(stops[i]), 1), i))
+
+
+LOG_FLOOR_STOPS, LOG_STEPS_PER_STOP = -18.0, 2048.0
+"""Intervals are compared as 16-bit integers on a log scale, 32 stops long: integer arithmetic is several times faster."""
+
+
+def _log_code(radiance: NDArray[Any]) -> NDArray[np.uint16]:
+    """Radiance to its log code; 0 is "black or less", 65535 "unbounded"."""
+    with np.errstate(divide="ignore"):
+        stops = np.log2(radiance)
+    return np.clip(np.rint((stops - LOG_FLOOR_STOPS) * LOG_STEPS_PER_STOP), 0, 65535).astype(np.uint16)
+
+
+def _code_tables(frame: Frame, response: CameraResponse, exposure: float, tolerance: float, lean: float) -> _Codes:
+    dtype = frame.encoded.dtype
+    top = np.iinfo(dtype).max
+    encoded = np.arange(top + 1) / top
+    linear = response.at(encoded)
+    variance = (frame.noise.sigma_linear(linear, response_slope(linear)) ** 2).mean(axis=1)
+    validity = _smoothstep((CLIPPED_ENCODED - encoded) / (CLIPPED_ENCODED - TAPER_ENCODED))
+    leaning = 1.0 + lean * _smoothstep((encoded - 0.1) / 0.3)
+    low, high = radiance_interval_codes(response, frame.noise, dtype)
+    return _Codes(
+        radiance=(linear / exposure).astype(np.float32),
+        low=_log_code(low * ((1 - tolerance) / exposure)),
+        high=_log_code(high * ((1 + tolerance) / exposure)),
+        weight=(validity * leaning * exposure**2 / variance).astype(np.float32),
+        validity=validity.astype(np.float32),
+    )
+
+
+def _merge_rows(
+    bracket: Bracket,
+    alignments: Sequence[Alignment | None],
+    tables: Sequence[_Codes],
+    others: Sequence[int],
+    shortest: int,
+    first: int,
+    end: int,
+) -> tuple[F32, NDArray[np.uint8], NDArray[np.uint8] | None]:
+    """One strip: (rows, W, 3) radiance, (rows, W) labels, and (rows, W, 3) uint8 0..255 "not measured", or None if all was."""
+    height = bracket.shape[0]
+    halo = GHOST_WINDOW_PX // 2
+    top, bottom = max(first - halo, 0), min(end + halo, height)
+    inner = slice(first - top, end - top)
+
+    reference = tables[bracket.reference]
+    codes = np.ascontiguousarray(bracket.frames[bracket.reference].encoded[top:bottom])
+    low, high = _look_up(reference.low, codes), _look_up(reference.high, codes)
+    black = _largest(low[inner]) == 0
+    brightest = _largest(codes[inner])
+    weight = _look_up(reference.weight, brightest)
+    confidence = _look_up(reference.validity, brightest)
+    clipped = confidence <= 0
+    total = _Planes(codes[inner], reference.radiance, weight)
+    # The shortest frame clips last: what is missing is at least as bright as it says, as far as it is believed.
+    short_codes, short_agrees = codes[inner], np.ones_like(weight)
+    used = np.zeros_like(weight)
+    for n, i in enumerate(others):
+        alignment, table = alignments[i], tables[i]
+        if alignment is None:
+            continue
+        warped, coverage = warp_rows(bracket.frames[i], alignment, top, bottom)
+        warped = np.ascontiguousarray(warped)
+        low_i, high_i = _look_up(table.low, warped), _look_up(table.high, warped)
+        agrees = _agreement(low, high, low_i, high_i)
+        if coverage is not None:
+            agrees *= coverage
+        if n + 1 < len(others):
+            # Where the sample is believed its interval holds too, so that farther frames are tested against it.
+            believed = (agrees > 0.5) & (_largest(warped) < CLIPPED_ENCODED * np.iinfo(warped.dtype).max)
+            mask = cv2.merge([believed.astype(np.uint16) * np.uint16(65535)] * 3)
+            low = cv2.max(low, cv2.bitwise_and(low_i, mask))
+            high = cv2.min(high, cv2.bitwise_or(high_i, cv2.bitwise_not(mask)))
+        agrees, warped = np.ascontiguousarray(agrees[inner]), warped[inner]
+        brightest = _largest(warped)
+        weight_i = _look_up(table.weight, brightest) * agrees
+        total.add(warped, table.radiance, weight_i)
+        weight += weight_i
+        np.maximum(used, _look_up(table.validity, brightest) * agrees, out=used)
+        if i == shortest:
+            short_codes, short_agrees = warped, agrees
+    np.maximum(confidence, used, out=confidence)
+
+    value = total.divided_by(weight)
+    labels = ((clipped | black) & (used > 0.5)).astype(np.uint8) * np.uint8(ALIGNED)
+    unsure = confidence < SURE
+    if not unsure.any():
+        return value, labels, None
+    at = np.nonzero(unsure)
+    share = _smoothstep((confidence[at] - DOUBTFUL) / (SURE - DOUBTFUL))[:, None]
+    trust = short_agrees[at][:, None]
+    channels = np.arange(3)
+    sample = tables[shortest].radiance[short_codes[at], channels]
+    proven = np.minimum(reference.radiance[codes[inner][at], channels], 1.0)
+    bound = proven + trust * np.maximum(sample - proven, 0)
+    value[at] = share * value[at] + (1 - share) * bound
+    channel_clipped = short_codes[at] >= CLIPPED_ENCODED * np.iinfo(codes.dtype).max
+    lost = (1 - share) * np.where(channel_clipped, 1.0, 1 - trust)
+    missing = np.zeros(value.shape, np.uint8)
+    missing[at] = np.rint(lost * 255)
+    labels[at] = np.where(lost.max(axis=1) > 0.5, np.uint8(INFERRED), labels[at])
+    return value, labels, missing
+
+
+class _Planes:
+    """Weighted sum of radiance, one plane per channel: contiguous planes are what NumPy is fast on."""
+
+    def __init__(self, codes: NDArray[Any], radiance: F32, weight: F32) -> None:
+        self._sums = [_look_up(radiance[:, c], codes[..., c]) * weight for c in range(3)]
+
+    def add(self, codes: NDArray[Any], radiance: F32, weight: F32) -> None:
+        """Add weight * radiance of the codes."""
+        for c, total in enumerate(self._sums):
+            sample = _look_up(radiance[:, c], codes[..., c])
+            sample *= weight
+            total += sample
+
+    def divided_by(self, weight: F32) -> F32:
+        """(rows, W, 3) weighted mean."""
+        scale = 1 / np.maximum(weight, np.float32(1e-20))
+        for total in self._sums:
+            total *= scale
+        return np.asarray(cv2.merge(self._sums), np.float32)
+
+
+def _agreement(low: NDArray[Any], high: NDArray[Any], low_i: NDArray[Any], high_i: NDArray[Any]) -> F32:
+    """(rows, W) 0..1: do the intervals meet? All are (rows, W, 3) log codes; the gap counts alone and averaged over a window."""
+    gap = _largest(cv2.max(cv2.subtract(low, high_i), cv2.subtract(low_i, high)))  # uint16 subtraction stops at 0
+    gap = cv2.min(gap, int(LOG_STEPS_PER_STOP))
+    spread = cv2.boxFilter(gap, cv2.CV_32F, (GHOST_WINDOW_PX, GHOST_WINDOW_PX), borderType=cv2.BORDER_REPLICATE)
+    doubt = cv2.max(gap.astype(np.float32) * np.float32(1 / GHOST_GAP_STOPS), spread * np.float32(1 / GHOST_SPREAD_STOPS))
+    return np.asarray(1 - _smoothstep(doubt * np.float32(1 / LOG_STEPS_PER_STOP)), np.float32)
+
+
+def _continue_into(radiance: F32, missing: NDArray[np.uint8], log2_surroundings: F32, first: int, height: int) -> None:
+    """Fill what is missing from its surroundings, in place: their hue, joined to the channels that were measured."""
+    rows, cols = np.nonzero(missing.any(axis=2))
+    around = _sample_grid(log2_surroundings, rows + first, cols)
+    value = np.maximum(radiance[rows, cols], 1e-6)
+    lost = missing[rows, cols].astype(np.float32) / 255
+    excess = np.log2(value) - around
+    known = 1 - lost
+    known_sum = known.sum(axis=1)
+    # Where a channel was measured, it carries the level; where none was, the level is the least that every clipped channel allows.
+    from_known = (excess * known).sum(axis=1) / np.maximum(known_sum, 1e-6)
+    from_bounds = np.maximum(excess.max(axis=1), 0)
+    part = np.clip(known_sum, 0, 1)
+    level = part * from_known + (1 - part) * from_bounds
+    fill = np.exp2(around + level[:, None])
+    # One stop above what a clipped sample proves, or the surroundings' own light: beyond that would be invention.
+    fill = np.minimum(fill, np.maximum(2 * value, np.exp2(around)))
+    radiance[rows, cols] = value + lost * (np.maximum(fill, value) - value)
+
+
+class _Surroundings:
+    """Mean log2 radiance of measured pixels in cells of FILL_GRID_PX, and its smooth continuation into cells without any."""
+
+    def __init__(self, height: int, width: int) -> None:
+        self._shape = (-(-height // FILL_GRID_PX), -(-width // FILL_GRID_PX))
+        self._sum = np.zeros((*self._shape, 3), np.float32)
+        self._count = np.zeros(self._shape, np.float32)
+        self._lock = threading.Lock()
+
+    def add(self, first: int, value: F32, missing: NDArray[np.uint8] | None) -> None:
+        """Count one strip; strips start at multiples of FILL_GRID_PX."""
+        # One pixel in FILL_GRID_PX / 2 squared is plenty for a mean over a cell.
+        step = FILL_GRID_PX // 4
+        part = np.log2(np.maximum(value[::step, ::step], 1e-6))
+        known = np.ones(part.shape[:2], np.float32)
+        if missing is not None:
+            known[missing[::step, ::step].any(axis=2)] = 0
+        cell_row = first // FILL_GRID_PX
+        per = FILL_GRID_PX // step
+        cells = (-(-part.shape[0] // per), self._shape[1])
+        pad = ((0, cells[0] * per - part.shape[0]), (0, cells[1] * per - part.shape[1]))
+        known = np.pad(known, pad)
+        weighted = np.pad(part, (*pad, (0, 0))) * known[..., None]
+        rows = slice(cell_row, cell_row + cells[0])
+        with self._lock:
+            self._sum[rows] = weighted.reshape(cells[0], per, cells[1], per, 3).sum(axis=(1, 3))
+            self._count[rows] = known.reshape(cells[0], per, cells[1], per).sum(axis=(1, 3))
+
+    def continued(self) -> F32:
+        """(h, w, 3) log2 radiance everywhere: push-pull interpolation (Gortler et al. 1996, "The Lumigraph", section 3.4)."""
+        return _push_pull(self._sum, self._count[..., None])
+
+
+def _push_pull(total: F32, count: F32) -> F32:
+    """Fill cells with count 0 from ever coarser means; cells with a count keep their own mean."""
+    mean = total / np.maximum(count, 1e-6)
+    if min(count.shape[:2]) <= 1 or (count > 0).all():
+        anywhere = float(count.sum())
+        overall = total.sum(axis=(0, 1)) / anywhere if anywhere > 0 else np.zeros(3, np.float32)
+        return np.where(count > 0, mean, overall).astype(np.float32)
+    capped = np.minimum(count, 1.0)
+    h, w = count.shape[:2]
+    pad = ((0, h % 2), (0, w % 2), (0, 0))
+    coarse_total = np.pad(mean * capped, pad).reshape((h + 1) // 2, 2, (w + 1) // 2, 2, 3).sum(axis=(1, 3))
+    coarse_count = np.pad(capped, pad).reshape((h + 1) // 2, 2, (w + 1) // 2, 2, 1).sum(axis=(1, 3))
+    coarse = _push_pull(coarse_total, coarse_count)
+    finer = np.asarray(cv2.resize(coarse, (coarse.shape[1] * 2, coarse.shape[0] * 2), interpolation=cv2.INTER_LINEAR), np.float32)[:h, :w]
+    return np.asarray(capped * mean + (1 - capped) * finer, np.float32)
+
+
+def _sample_grid(grid: F32, rows: NDArray[Any], cols: NDArray[Any]) -> F32:
+    """(n, 3): the cell grid, bilinear at full-size pixel positions."""
+    y = np.clip((rows + 0.5) / FILL_GRID_PX - 0.5, 0, grid.shape[0] - 1)
+    x = np.clip((cols + 0.5) / FILL_GRID_PX - 0.5, 0, grid.shape[1] - 1)
+    y0, x0 = y.astype(np.intp), x.astype(np.intp)
+    y1, x1 = np.minimum(y0 + 1, grid.shape[0] - 1), np.minimum(x0 + 1, grid.shape[1] - 1)
+    v, u = (y - y0)[:, None], (x - x0)[:, None]
+    return np.asarray(
+        (1 - v) * ((1 - u) * grid[y0, x0] + u * grid[y0, x1]) + v * ((1 - u) * grid[y1, x0] + u * grid[y1, x1]), np.float32
+    )
+
+
+def _look_up(table: NDArray[Any], codes: NDArray[Any]) -> NDArray[Any]:
+    """(rows, W, 3) codes through a (codes, 3) table, or (rows, W) codes through a (codes,) table."""
+    if codes.dtype == np.uint8:
+        return np.asarray(cv2.LUT(codes, np.ascontiguousarray(table)[None]))
+    if table.ndim == 1:
+        return np.asarray(table.take(codes))
+    return np.stack([table[:, c].take(codes[..., c]) for c in range(3)], axis=-1)
+
+
+def _largest(values: NDArray[Any]) -> NDArray[Any]:
+    """(rows, W): the largest of the three channels."""
+    return np.asarray(cv2.max(cv2.max(values[..., 0], values[..., 1]), values[..., 2]))
+
+
+def _smoothstep(t: NDArray[Any]) -> NDArray[Any]:
+    t = np.clip(t, 0, 1)
+    return np.asarray(t * t * (3 - 2 * t), t.dtype)
+
+
+assert STRIP_ROWS % FILL_GRID_PX == 0, "strips must start on the cell grid"

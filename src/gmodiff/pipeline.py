@@ -1,0 +1,75 @@
+"""The road of one bracket, on one page: align, merge, estimate, constrain, render. Start reading here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from gmodiff.align import Alignment
+from gmodiff.align import align as align_bracket
+from gmodiff.image import Bracket, Frame, HDRImage, Progress
+from gmodiff.merge import merge
+from gmodiff.provenance import constrain, summarise
+from gmodiff.radiometry import F32
+from gmodiff.tonemap import DEFAULT_HEADROOM_STOPS, render
+
+Estimator = Callable[[Bracket, Sequence[Any], F32], F32]
+"""A model's place in the pipeline: (bracket, alignments, merged radiance) to estimated radiance, all (H, W, 3) float32."""
+
+
+def reconstruct(
+    bracket: Bracket,
+    model: Estimator | None = None,
+    *,
+    align: bool = True,
+    look: str = "camera",
+    base: str = "tonemap",
+    headroom: float = DEFAULT_HEADROOM_STOPS,
+    progress: Progress | None = None,
+) -> HDRImage:
+    """Reconstruct the radiance of a bracket, and render it.
+
+    model: None for the classical result (measured samples only, smooth continuation where there are none).
+    align: False for frames known to be registered. look, base, headroom: see `tonemap.render`.
+    Whatever the model says, the result lies inside the radiance interval that the reference frame measured.
+    """
+
+    def step(stage: str) -> Callable[[float], None] | None:
+        return None if progress is None else lambda fraction: progress(stage, fraction)
+
+    reference = bracket.frames[bracket.reference]
+    alignments = align_bracket(bracket, progress=step("align")) if align else tuple(Alignment() for _ in bracket.frames)
+    merged = merge(bracket, alignments, progress=step("merge"))
+    radiance = merged.radiance if model is None else model(bracket, alignments, merged.radiance)
+    constrain(radiance, reference.encoded, bracket.response, reference.noise, out=radiance)
+    rendered = render(radiance, bracket, look=look, base=base, max_headroom=headroom, progress=step("render"))
+    summary = summarise(merged.provenance, radiance, bracket.relative_exposures[-1])
+    return HDRImage(
+        radiance=radiance,
+        base=rendered.base,
+        gain_map=rendered.gain_map,
+        provenance=merged.provenance,
+        look=rendered.look,
+        colour=bracket.colour,
+        base_colour=rendered.colour,
+        exif=reference.exif,
+        metadata={"provenance": summary.as_dict(), "look": look, "base": base, "reference": reference.name,
+                  "alignment": [_motion(f, a) for f, a in zip(bracket.frames, alignments, strict=True)]},  # fmt: skip
+    )
+
+
+def _motion(frame: Frame, alignment: Alignment) -> dict[str, Any]:
+    """What alignment did to one frame, for people and for JSON; shifts in pixels at the frame's centre."""
+    if alignment.is_identity:
+        return {"name": frame.name, "motion": "left as it is", "shift_px": 0.0, "dense": False}
+    shift = 0.0
+    if alignment.homography is not None:
+        centre = np.array([frame.width / 2, frame.height / 2, 1.0])
+        moved = alignment.homography @ centre
+        shift = float(np.hypot(*(moved[:2] / moved[2] - centre[:2])))
+    dense = alignment.flow is not None
+    motion = f"moved {shift:.1f} px as a whole" + (", then bent locally" if dense else "")
+    errors = f" (disagreement {alignment.error_before:.3f} to {alignment.error_after:.3f} stops)"
+    return {"name": frame.name, "motion": motion + errors, "shift_px": round(shift, 2), "dense": dense}

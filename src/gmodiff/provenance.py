@@ -1,0 +1,78 @@
+"""What was measured stays measured: clamp an estimate into the reference's radiance interval, and count where light came from.
+
+Labels: 0 measured in the reference frame, 1 measured in an aligned frame, 2 inferred. Imports NumPy and this package's
+radiometry only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gmodiff.radiometry import F32, CameraResponse, NoiseModel, radiance_interval_codes
+from gmodiff.tiling import for_each_strip
+
+REFERENCE, ALIGNED, INFERRED = 0, 1, 2
+
+
+def constrain(
+    radiance: F32, reference_encoded: NDArray[Any], response: CameraResponse, noise: NoiseModel, *, out: F32 | None = None
+) -> F32:
+    """(H, W, 3) radiance clamped into the interval that the reference's own codes allow, channel by channel.
+
+    radiance: 1.0 = the reference's white, any float32 values; NaN becomes the interval's middle. reference_encoded: (H, W, 3)
+    uint8 or uint16. Whatever made the radiance, where the reference measured the result lies within its noise and
+    quantisation; only clipped (and black) pixels are free. out may be `radiance` itself.
+    """
+    low, high = radiance_interval_codes(response, noise, reference_encoded.dtype)
+    middle = np.where(np.isinf(high), low, 0.5 * (low + np.where(np.isinf(high), 0, high))).astype(np.float32)
+    result = np.empty(radiance.shape, np.float32) if out is None else out
+
+    def strip(first: int, end: int) -> None:
+        for c in range(3):
+            codes = reference_encoded[first:end, :, c]
+            value = radiance[first:end, :, c]
+            if np.isnan(value).any():
+                value = np.where(np.isnan(value), middle[:, c].take(codes), value)
+            np.clip(value, low[:, c].take(codes), high[:, c].take(codes), out=result[first:end, :, c])
+
+    for_each_strip(strip, radiance.shape[0])
+    return result
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Where the light came from, in per cent of pixels, and what the bracket added to the reference frame, in stops.
+
+    highlight_stops: log2 of the brightest radiance (99.99th percentile, not inferred pixels) over the reference's white.
+    shadow_stops: log2 of the longest exposure over the reference's: how much farther down the noise floor lies.
+    """
+
+    measured_percent: float
+    aligned_percent: float
+    inferred_percent: float
+    highlight_stops: float
+    shadow_stops: float
+
+    def as_dict(self) -> dict[str, float]:
+        """Plain numbers for JSON, rounded to what is meaningful."""
+        return {name: round(value, 3) for name, value in asdict(self).items()}
+
+
+def summarise(provenance: NDArray[np.uint8], radiance: F32, longest_exposure: float) -> Summary:
+    """Count labels and stops. longest_exposure: of the bracket, relative to the reference's."""
+    counts = np.bincount(provenance.ravel(), minlength=3)[:3] / provenance.size * 100
+    # Every second pixel both ways: the percentile of millions does not need them all.
+    sample = radiance[::2, ::2].max(axis=2)
+    known = sample[provenance[::2, ::2] != INFERRED]
+    peak = float(np.percentile(known, 99.99)) if known.size else 1.0
+    return Summary(
+        measured_percent=float(counts[REFERENCE]),
+        aligned_percent=float(counts[ALIGNED]),
+        inferred_percent=float(counts[INFERRED]),
+        highlight_stops=max(float(np.log2(max(peak, 1e-6))), 0.0),
+        shadow_stops=max(float(np.log2(longest_exposure)), 0.0),
+    )
