@@ -250,7 +250,7 @@ class _Planes:
 def _agreement(low: NDArray[Any], high: NDArray[Any], low_i: NDArray[Any], high_i: NDArray[Any]) -> F32:
     """(rows, W) 0..1: do the intervals meet? All are (rows, W, 3) log codes; the gap counts alone and averaged over a window."""
     gap = _largest(cv2.max(cv2.subtract(low, high_i), cv2.subtract(low_i, high)))  # uint16 subtraction stops at 0
-    gap = cv2.min(gap, int(LOG_STEPS_PER_STOP))
+    np.minimum(gap, np.uint16(LOG_STEPS_PER_STOP), out=gap)
     spread = cv2.boxFilter(gap, cv2.CV_32F, (GHOST_WINDOW_PX, GHOST_WINDOW_PX), borderType=cv2.BORDER_REPLICATE)
     doubt = cv2.max(gap.astype(np.float32) * np.float32(1 / GHOST_GAP_STOPS), spread * np.float32(1 / GHOST_SPREAD_STOPS))
     return np.asarray(1 - _smoothstep(doubt * np.float32(1 / LOG_STEPS_PER_STOP)), np.float32)

@@ -75,7 +75,7 @@ class CameraLook:
     def __call__(self, radiance: F32) -> F32:
         """(rows, W, 3) radiance to display-linear light, 1.0 = SDR white; see `image.Look`."""
         planes = cv2.split(radiance)
-        above = cv2.max(cv2.max(planes[0], planes[1]), cv2.max(planes[2], 1.0))
+        above = np.maximum(cv2.max(cv2.max(planes[0], planes[1]), planes[2]), np.float32(1))
         gain = np.ones_like(above)
         lit = above > 1
         highlights = bool(lit.any())

@@ -1,0 +1,24 @@
+"""The public surface: these names and no others."""
+
+import inspect
+
+import pytest
+
+import gmodiff
+
+
+def test_exported_names():
+    assert set(gmodiff.__all__) == {
+        "Bracket", "GMODiffError", "GainMap", "HDRImage", "read", "read_bracket", "reconstruct", "write",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", gmodiff.__all__)
+def test_every_name_loads_and_is_documented(name):
+    assert inspect.getdoc(getattr(gmodiff, name))
+    assert name in dir(gmodiff)
+
+
+def test_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'merge_everything'"):
+        gmodiff.merge_everything  # noqa: B018

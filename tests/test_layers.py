@@ -1,0 +1,81 @@
+"""Who may import whom (docs/architecture.md), read from the source; and what `import gmodiff` must not load."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import gmodiff
+
+PACKAGE = Path(gmodiff.__file__).parent
+
+ALLOWED = {
+    "errors": set(),
+    "radiometry": {"errors"},
+    "tiling": set(),
+    "gainmap": {"errors", "radiometry"},
+    "image": {"errors", "radiometry", "gainmap"},
+    "provenance": {"radiometry", "tiling"},
+    "align": {"errors", "image", "radiometry", "registration"},
+    "registration": {"radiometry"},
+    "response": {"errors", "radiometry"},
+    "calibrate": {"errors", "image", "radiometry", "response", "align"},
+    "merge": {"align", "image", "provenance", "radiometry", "tiling"},
+    "tonemap": {"errors", "gainmap", "image", "radiometry", "tiling"},
+    "pipeline": {"align", "image", "merge", "provenance", "radiometry", "tonemap"},
+    "simulate": {"errors", "image", "radiometry"},
+}
+"""Stage modules and what of this package they may import; modules not named here are the files' ends and the command."""
+
+NEVER_AT_THE_CORE = {"cli", "write", "read", "bracket", "photo", "inspection", "pipeline"}
+
+
+def imports(module: str) -> set[str]:
+    """Names of this package's modules that one module imports anywhere in its source."""
+    found = set()
+    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("gmodiff."):
+            found.add(node.module.split(".")[1])
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("gmodiff.")}
+    return found
+
+
+@pytest.mark.parametrize("module", sorted(ALLOWED))
+def test_stage_imports_only_what_it_may(module):
+    assert imports(module) <= ALLOWED[module]
+
+
+def test_nobody_imports_the_command():
+    for path in PACKAGE.glob("*.py"):
+        if path.stem not in ("__main__",):
+            assert "cli" not in imports(path.stem), path.name
+
+
+@pytest.mark.parametrize("module", ["errors", "radiometry", "tiling", "provenance", "gainmap", "image"])
+def test_core_modules_load_no_codec_and_no_vision_library(module):
+    assert not loaded(f"import gmodiff.{module}") & {"cv2", "PIL", "OpenImageIO", "imagecodecs", "rawpy", "torch", "click", "rich"}
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    heavy = {"torch", "onnxruntime", "openvino", "cv2", "PIL", "ray", "numpy", "OpenImageIO", "imagecodecs", "rawpy", "pi_heif"}
+    assert not loaded("import gmodiff") & heavy
+
+
+def test_help_loads_nothing_heavy():
+    heavy = {"torch", "cv2", "PIL", "numpy", "OpenImageIO", "rich"}
+    assert not loaded("import gmodiff.cli") & heavy
+
+
+def loaded(statement: str) -> set[str]:
+    """Top-level modules in a clean interpreter after a statement."""
+    source = str(PACKAGE.parent)
+    script = f"import sys; sys.path.insert(0, {source!r}); {statement}; print(' '.join(sorted({{m.split('.')[0] for m in sys.modules}})))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_no_module_is_named_for_a_kind_of_thing():
+    assert not {"utils", "util", "helpers", "common", "misc"} & {p.stem for p in PACKAGE.rglob("*.py")}
