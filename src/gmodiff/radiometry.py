@@ -272,4 +272,7 @@ def radiance_interval_codes(response: CameraResponse, noise: NoiseModel, dtype: 
     high[clipped] = np.inf
     # A clipped channel was at least at the clipping threshold; how far above, nobody measured.
     low[clipped] = np.minimum(low[clipped], response.at(np.array([CLIPPED_ENCODED]))[0])
+    # More light never means a lower interval; a kink in the curve may say so by a hair, so widen to the monotone hull.
+    low = np.minimum.accumulate(low[::-1], axis=0)[::-1]
+    high = np.maximum.accumulate(high, axis=0)
     return low.astype(np.float32), high.astype(np.float32)
