@@ -1,0 +1,74 @@
+import numpy as np
+import pytest
+from synthetic import photos, psnr_mu, scene
+
+from gmodiff.image import Bracket
+from gmodiff.pipeline import reconstruct
+from gmodiff.radiometry import radiance_interval_codes, srgb_decode
+
+
+@pytest.fixture(scope="module")
+def bracket() -> Bracket:
+    return photos(scene(), noise=0.005)
+
+
+def test_whole_road(bracket):
+    image = reconstruct(bracket)
+    assert psnr_mu(image.radiance, scene(), 4.0) > 40
+    assert image.base is not None
+    assert image.gain_map is not None
+    shown = image.gain_map.apply(srgb_decode(image.base / 255.0).astype(np.float32))
+    assert np.median(np.abs(shown / np.maximum(image.rendition(), 1e-3) - 1)) < 0.01
+    assert set(image.metadata) >= {"provenance", "look", "base", "reference", "alignment"}
+    labels = image.metadata["provenance"]
+    assert labels["measured_percent"] + labels["aligned_percent"] + labels["inferred_percent"] == pytest.approx(100, abs=0.01)
+
+
+@pytest.mark.parametrize("value", [0.0, 1e9, np.nan])
+def test_a_wrong_model_moves_measured_pixels_by_nothing(bracket, value):
+    """Constrained: whatever a model says, each unclipped pixel stays in the interval that its code allows."""
+
+    def wrong(bracket, alignments, merged):
+        return np.full(merged.shape, value, np.float32)
+
+    image = reconstruct(bracket, wrong)
+    reference = bracket.frames[bracket.reference]
+    low, high = radiance_interval_codes(bracket.response, reference.noise, reference.encoded.dtype)
+    for c in range(3):
+        codes = reference.encoded[..., c]
+        assert (image.radiance[..., c] >= low[codes, c]).all()
+        assert (image.radiance[..., c] <= high[codes, c]).all()
+
+
+def test_what_lies_inside_the_interval_is_left_alone(bracket):
+    """A model that returns the reference's own radiance gets exactly that back."""
+    own = bracket.response.linearise(bracket.frames[bracket.reference].encoded)
+    image = reconstruct(bracket, lambda b, a, m: own.copy())
+    unclipped = bracket.frames[bracket.reference].encoded < 0.97 * 255
+    assert np.array_equal(image.radiance[unclipped], own[unclipped])
+
+
+def test_no_align_leaves_every_frame_where_it_is(bracket):
+    image = reconstruct(bracket, align=False)
+    assert [a["motion"] for a in image.metadata["alignment"]] == ["left as it is"] * 3
+
+
+def test_progress_names_each_stage_and_can_cancel(bracket):
+    seen = []
+    reconstruct(bracket, progress=lambda stage, fraction: seen.append((stage, fraction)))
+    assert [s for i, (s, _) in enumerate(seen) if i == 0 or seen[i - 1][0] != s] == ["align", "merge", "render"]
+    assert all(0 <= f <= 1 for _, f in seen)
+
+    def cancel(stage, fraction):
+        if stage == "merge":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        reconstruct(bracket, progress=cancel)
+
+
+def test_two_runs_agree_to_the_bit(bracket):
+    first, second = reconstruct(bracket), reconstruct(bracket)
+    assert np.array_equal(first.radiance, second.radiance)
+    assert np.array_equal(first.base, second.base)
+    assert np.array_equal(first.gain_map.codes, second.gain_map.codes)
