@@ -83,23 +83,64 @@ def _plain_exif(block: bytes | None) -> bytes | None:
     return block[start:] if start >= 0 else None
 
 
+@dataclass
+class _JpegHeader:
+    """What stands before a JPEG's first scan."""
+
+    width: int = 0
+    height: int = 0
+    components: int = 0
+    scan_at: int = 0
+    exif: bytes | None = None
+    icc: bytes | None = None
+    more_pictures: bool = False
+
+
+def _jpeg_header(data: bytes) -> _JpegHeader:
+    """Walk the segments up to the first scan (ITU-T T.81, annex B). Raises FileFormatError where there is none."""
+    header, profile, at = _JpegHeader(), dict[int, bytes](), 2
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker in (0xFF, 0x01) or 0xD0 <= marker <= 0xD7:  # fill bytes, and markers without a segment
+            at += 1 if marker == 0xFF else 2
+            continue
+        size = int.from_bytes(data[at + 2 : at + 4], "big")
+        body = data[at + 4 : at + 2 + size]
+        if marker == 0xDA:
+            header.scan_at = at
+            break
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and len(body) >= 6:
+            bits, header.height, header.width, header.components = struct.unpack_from(">BHHB", body)
+            if bits != 8:
+                raise FileFormatError(f"is a JPEG of {bits} bits per channel, expected 8")
+        elif marker == 0xE1 and body.startswith(b"Exif\0") and header.exif is None:
+            header.exif = _plain_exif(body[6:])
+        elif marker == 0xE2 and body.startswith(b"ICC_PROFILE\0") and len(body) > 14:
+            profile[body[12]] = body[14:]
+        elif marker == 0xE2 and body.startswith(b"MPF\0"):
+            header.more_pictures = True
+        at += 2 + size
+    if not (header.scan_at and header.width and header.height):
+        raise FileFormatError("is truncated or damaged: the JPEG has no picture")
+    header.icc = b"".join(profile[i] for i in sorted(profile)) or None
+    return header
+
+
 def decode_jpeg(path: Path, accept: Accept) -> Decoded:
     """8-bit JPEG; of a file with several pictures (MPF, Ultra HDR) the first. Grey comes as RGB."""
     data = path.read_bytes()
-    # The plugin's own class, not Image.open: its size limit is a process-wide setting, ours is an argument.
-    with JpegImagePlugin.JpegImageFile(io.BytesIO(data)) as header:
-        accept(*header.size)
-        decoded = Decoded(np.empty(0), header.info.get("icc_profile"), _plain_exif(header.info.get("exif")), lossy=True)
-        if "mpoffset" in header.info or "mp" in header.info:
-            decoded.notes.append("the file holds several pictures or a gain map; its first picture, the SDR photo, is used")
-        if header.mode == "CMYK":
-            decoded.pixels, decoded.inks = np.asarray(header), True
-            return decoded
-        if header.mode not in ("L", "RGB"):
-            raise FileFormatError(f"is a JPEG of kind {header.mode}, expected grey, RGB or CMYK")
+    header = _jpeg_header(data)
+    accept(header.width, header.height)
+    decoded = Decoded(np.empty(0), header.icc, header.exif, lossy=True, inks=header.components == 4)
+    if header.more_pictures:
+        decoded.notes.append("the file holds several pictures or a gain map; its first picture, the SDR photo, is used")
     # Inside a scan FF is always stuffed, so the end marker cannot be missing in a complete file.
-    if data.find(b"\xff\xd9", data.find(b"\xff\xda")) < 0:
+    if data.find(b"\xff\xd9", header.scan_at) < 0:
         raise FileFormatError("is truncated: the JPEG has no end marker")
+    if decoded.inks:
+        with JpegImagePlugin.JpegImageFile(io.BytesIO(data)) as image:
+            decoded.pixels = np.asarray(image)
+        return decoded
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
     if pixels is None:
         raise FileFormatError("is truncated or damaged: its JPEG data cannot be decoded")
@@ -109,16 +150,15 @@ def decode_jpeg(path: Path, accept: Accept) -> Decoded:
 
 def decode_webp(path: Path, accept: Accept) -> Decoded:
     """8-bit WebP, the first frame of an animation."""
+    # The plugin's own class, not Image.open: Pillow's size limit is a process-wide setting, ours is an argument.
     with WebPImagePlugin.WebPImageFile(str(path)) as image:
         accept(*image.size)
-        lossless = b"VP8L" in path.open("rb").read(64)
-        return _from_pillow(image, lossy=not lossless)
+        return _from_pillow(image, lossy=b"VP8L" not in _head(path, 64))
 
 
 def decode_avif(path: Path, accept: Accept) -> Decoded:
     """AVIF of 8 bits; of 10 and 12 bits where imagecodecs is installed, else rounded to 8 with a note."""
-    with path.open("rb") as file:
-        head = file.read(64 << 10)
+    head = _head(path, 64 << 10)
     if not AvifImagePlugin.SUPPORTED:
         raise FileFormatError("is AVIF, which this build of Pillow cannot read")
     with AvifImagePlugin.AvifImageFile(str(path)) as image:
@@ -249,6 +289,8 @@ def decode_tiff(path: Path, accept: Accept) -> Decoded:
             raise FileFormatError("is a black-and-white (1-bit) picture, which holds no exposure")
         if str(spec.format) not in ("uint8", "uint16", "half", "float", "double"):
             raise FileFormatError(f"is a TIFF of {spec.format} samples, expected 8 or 16 bits unsigned, or float")
+        if str(spec.format) == "double" and spec.tile_width:  # OpenImageIO 3.2 returns other numbers than were stored
+            raise FileFormatError("is a tiled TIFF of 64-bit floats, expected 8 or 16 bits, or float of 16 or 32 bits")
         channels = 4 if photometric == 5 else 1 if spec.nchannels < 3 else 4 if spec.alpha_channel == 3 else 3
         if photometric == 5 and spec.nchannels < 4:
             raise FileFormatError(f"is a CMYK TIFF with {spec.nchannels} inks, expected 4")
@@ -310,6 +352,11 @@ def _float_rows(opened: Any, channels: int, notes: list[str]) -> NDArray[np.uint
         if count:
             notes.append(f"{count} float values ({100 * count / out.size:.2g} %) {what}")
     return out
+
+
+def _head(path: Path, count: int) -> bytes:
+    with path.open("rb") as file:
+        return file.read(count)
 
 
 def _first_line(message: str) -> str:

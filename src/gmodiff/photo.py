@@ -80,6 +80,7 @@ def read_photo(path: str | PathLike[str], *, max_pixels: int = MAX_PIXELS, raw_d
     (unreadable, truncated, of another kind, transparent, NaN) or MissingDependencyError, each with one line that names the file.
     """
     path = Path(path)
+    name = shown_name(path)
     kind = _identify(path)
 
     def accept(width: int, height: int) -> None:
@@ -101,14 +102,18 @@ def read_photo(path: str | PathLike[str], *, max_pixels: int = MAX_PIXELS, raw_d
                 facts = read_exif(decoded.exif or b"")
         return _finished(path, kind, decoded, facts, development)
     except GMODiffError as error:
-        text = str(error)
-        raise type(error)(text if path.name in text else f"{path.name} {text}") from error
+        raise type(error)(f"{name} {error}") from error
     except MemoryError as error:
-        raise InputError(f"{path.name}: there is not enough memory to decode it") from error
+        raise InputError(f"{name} needs more memory to decode than there is") from error
     except Exception as error:
         # Five decoders raise some twenty kinds of error on damage; for the user they are one.
         reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise FileFormatError(f"{path.name} is truncated or damaged: {reason}") from error
+        raise FileFormatError(f"{name} is truncated or damaged: {reason}") from error
+
+
+def shown_name(path: Path) -> str:
+    """The file's name for a message of one line."""
+    return path.name if path.name.isprintable() else ascii(path.name)
 
 
 def _finished(path: Path, kind: str, decoded: decode.Decoded, facts: ExifFacts, development: RawDevelopment | None) -> Photo:
@@ -137,7 +142,7 @@ def _finished(path: Path, kind: str, decoded: decode.Decoded, facts: ExifFacts, 
         datetime=facts.datetime,
         lossy=decoded.lossy,
         raw=development,
-        notes=tuple(f"{path.name}: {note}" for note in notes),
+        notes=tuple(f"{shown_name(path)}: {note}" for note in notes),
     )
 
 
@@ -146,25 +151,26 @@ def _finished(path: Path, kind: str, decoded: decode.Decoded, facts: ExifFacts, 
 
 def _identify(path: Path) -> str:
     """The format by content. Raises InputError or FileFormatError where there is no photo to read."""
+    name, whole = shown_name(path), str(path) if str(path).isprintable() else ascii(str(path))
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
-            raise InputError(f"{path} is a folder, expected a photo")
+            raise InputError(f"{whole} is a folder, expected a photo")
         if not stat.S_ISREG(status.st_mode):
-            raise InputError(f"{path} is not a regular file, expected a photo")
+            raise InputError(f"{whole} is not a regular file, expected a photo")
         with path.open("rb") as file:
             head = file.read(64)
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise InputError(f"{whole} cannot be read: {error.strerror or error}") from error
     except ValueError as error:  # a zero byte in the name
-        raise InputError(f"{str(path)!r} is not a file name: {error}") from error
+        raise InputError(f"{whole} is not a file name: {error}") from error
     if not head:
-        raise FileFormatError(f"{path.name} is empty (0 bytes), expected {FORMATS}")
+        raise FileFormatError(f"{name} is empty (0 bytes), expected {FORMATS}")
     kind = _kind_of(head)
     if kind is None:
-        raise FileFormatError(f"{path.name} is not a photo this program reads, expected {FORMATS}")
+        raise FileFormatError(f"{name} is not a photo this program reads, expected {FORMATS}")
     if kind == "hdr":
-        raise FileFormatError(f"{path.name} is an HDR picture already (EXR or Radiance HDR); a bracket is made of ordinary photos")
+        raise FileFormatError(f"{name} is an HDR picture already (EXR or Radiance HDR); a bracket is made of ordinary photos")
     return kind
 
 
@@ -188,6 +194,16 @@ def _kind_of(head: bytes) -> str | None:
     if head.startswith((b"FUJIFILMCCD-RAW", b"IIRO", b"IIRS", b"MMOR", b"IIU\0", b"\0MRM", b"FOVb")):
         return "raw"
     return "hdr" if head.startswith((b"v/1\x01", b"#?RADIANCE", b"#?RGBE")) else None
+
+
+def is_camera_raw(path: str | PathLike[str]) -> bool:
+    """True for camera RAW; False for anything else, unreadable files included."""
+    path = Path(path)
+    try:
+        kind = _identify(path)
+        return kind == "raw" or (kind == "tiff" and _with_file(path, read_exif).raw_sensor)
+    except (GMODiffError, OSError, ValueError):
+        return False
 
 
 def _with_file(path: Path, work: Any) -> Any:

@@ -38,7 +38,7 @@ def decode_raw(path: Path, accept: Accept, development: RawDevelopment | None) -
     try:
         import rawpy
     except ImportError as error:
-        raise MissingDependencyError(f"{path.name}: camera RAW needs rawpy: pip install 'gmodiff[raw]'") from error
+        raise MissingDependencyError("is camera RAW, which needs rawpy: pip install 'gmodiff[raw]'") from error
     try:
         with rawpy.imread(str(path)) as raw:
             accept(int(raw.sizes.width), int(raw.sizes.height))
