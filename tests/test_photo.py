@@ -189,6 +189,13 @@ def test_heic_is_upright_once_and_keeps_ten_bits() -> None:
     assert read_photo(GOLDEN / "display_p3.heic").colour is DISPLAY_P3
 
 
+def test_heic_with_types_that_are_no_text_is_refused_before_the_decoder_sees_it(tmp_path: Path) -> None:
+    data = (GOLDEN / "rotated.heic").read_bytes()
+    at = data.index(b"infe") + 12
+    # pi-heif 1.4 ends the whole process on this file.
+    assert "no text" in refusal(save(tmp_path, "a.heic", data[:at] + b"\xba" + data[at + 1 :]))
+
+
 def test_hdr_pictures_are_refused_as_frames(tmp_path: Path) -> None:
     assert "PQ" in refusal(GOLDEN / "pq.heic")
     assert "HLG" in refusal(save(tmp_path, "a.png", with_chunk(png16(RAMP16), b"cICP", bytes([9, 18, 0, 1]))))

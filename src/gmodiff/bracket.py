@@ -29,6 +29,10 @@ REFERENCE_TIE = 0.05
 """Share of well-exposed pixels within which a frame nearer to the middle of the bracket is the better reference."""
 
 
+MEASURED_SHARE = 1e-4
+"""Share of pixels, neither black nor clipped, below which a photo measured nothing."""
+
+
 def read_bracket(
     paths: Sequence[AnyPath],
     *,
@@ -64,7 +68,7 @@ def read_bracket(
     known, source = known_exposures(photos, names, brightness, notes, exposures, ev)
     keys = known if known is not None else [b.mean for b in brightness]
     order = sorted(range(len(files)), key=lambda i: (keys[i], brightness[i].mean))
-    _check_no_twins(photos, names, order)
+    _check_no_twins(photos, names, [i for i in order if brightness[i].measured > MEASURED_SHARE])
     if wanted is None:
         wanted = order[_best_reference([brightness[i].exposed for i in order])]
 
@@ -76,7 +80,6 @@ def read_bracket(
 
     from gmodiff.calibrate import calibrate
 
-    options = {"prefer_plain": False} if response == "estimate" else {}
     found, fitted, calibration = calibrate(
         frames,
         reference=order.index(wanted),
@@ -85,8 +88,8 @@ def read_bracket(
         linear=linear,
         transfer=colour.transfer,
         exposure_source=source,
+        force_estimate=response == "estimate",
         progress=progress,
-        **options,
     )
     ranked = sorted(range(len(frames)), key=lambda i: found[i])
     return Bracket(
@@ -209,13 +212,13 @@ def _check_alike(photos: list[Photo], names: list[str]) -> None:
 
 
 def _check_measured(brightness: list[Brightness]) -> None:
-    if max(b.measured for b in brightness) < 1e-4:
+    if max(b.measured for b in brightness) < MEASURED_SHARE:
         state = "black" if max(b.mean for b in brightness) < 0.1 else "clipped"
         raise InputError(f"every photo is {state} throughout: nothing was measured that could be merged")
 
 
 def _check_no_twins(photos: list[Photo], names: list[str], order: list[int]) -> None:
-    """Two files with the same pixels are one exposure, however they are named."""
+    """Two files with the same pixels are one exposure, however they are named (two black ones may well be two exposures)."""
     for a, b in combinations(order, 2):
         x, y = photos[a].encoded, photos[b].encoded
         if np.array_equal(x[::37, ::37], y[::37, ::37]) and np.array_equal(x, y):

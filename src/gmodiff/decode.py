@@ -7,6 +7,7 @@ turns that into one line. Camera RAW lives in `raw`.
 from __future__ import annotations
 
 import io
+import re
 import struct
 import zlib
 from collections.abc import Callable
@@ -200,7 +201,9 @@ def _from_pillow(image: ImageFile.ImageFile, *, lossy: bool) -> Decoded:
 
 def decode_heif(path: Path, accept: Accept) -> Decoded:
     """HEIC / HEIF of 8 to 12 bits, the primary picture; libheif has already turned it upright."""
-    with path.open("rb") as file:
+    data = path.read_bytes()
+    _check_heif_texts(data)
+    with io.BytesIO(data) as file:
         image = pi_heif.open_heif(file, convert_hdr_to_8bit=False, bgr_mode=False)
         accept(*image.size)
         nclx = image.info.get("nclx_profile")
@@ -215,6 +218,27 @@ def decode_heif(path: Path, accept: Accept) -> Decoded:
     if any("gainmap" in str(kind).lower() for kind in image.info.get("aux", {})):
         decoded.notes.append("the file holds a gain map; its SDR photo is used")
     return decoded
+
+
+def _check_heif_texts(data: bytes) -> None:
+    """Refuse item and auxiliary types that are not ASCII: pi-heif 1.4 crashes the process on them (ISO/IEC 14496-12, section 8.11.6)."""
+    at = 0
+    while at + 8 <= len(data):
+        size = int.from_bytes(data[at : at + 4], "big")
+        if size == 1:
+            size = int.from_bytes(data[at + 8 : at + 16], "big")
+        if data[at + 4 : at + 8] == b"meta":
+            break
+        at += max(size, 8) if size else len(data)
+    meta = data[at : at + size] if at + 8 <= len(data) else b""
+    if not meta:
+        raise FileFormatError("is truncated or damaged: the HEIF has no meta box")
+    for kind, skipped in ((b"infe", 12), (b"auxC", 8)):
+        for found in re.finditer(kind, meta):
+            start = found.start()
+            length = int.from_bytes(meta[start - 4 : start], "big")
+            if not meta[start + skipped : start - 4 + length].isascii():
+                raise FileFormatError(f"is damaged: a {kind.decode()} box of the HEIF holds no text")
 
 
 # ---- PNG ------------------------------------------------------------------------------------------------------------------

@@ -86,7 +86,8 @@ def _response_of(content: Any, name: str) -> CameraResponse:
         raise ValueError('"encoded" must be rising numbers')
     if not (0 <= encoded[0] <= 0.1 and 0.9 <= encoded[-1] <= 1):
         raise ValueError(f'"encoded" must run from 0 to 1, it runs from {encoded[0]:g} to {encoded[-1]:g}')
-    linear = _curves(content["linear"]) if "linear" in content else np.exp2(_curves(content["log2_linear"]))
+    with np.errstate(over="ignore"):
+        linear = _curves(content["linear"]) if "linear" in content else np.exp2(_curves(content["log2_linear"]))
     if linear.shape[0] != len(encoded) or not np.isfinite(linear).all():
         raise ValueError(f"its curves must hold {len(encoded)} finite numbers, one for each encoded value")
     if (linear < 0).any() or (np.diff(linear, axis=0) < 0).any() or (linear[-1] <= 0).any():
