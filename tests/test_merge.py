@@ -68,8 +68,8 @@ def test_a_moving_thing_leaves_one_copy_the_references(where):
 
 
 def test_partly_clipped_colour_keeps_its_hue():
-    """Red passes the shortest frame's clipping point, green and blue do not: red continues with the hue around it."""
-    ramp = np.linspace(1, 6.5, 192, dtype=np.float32)[None, :, None] * np.ones((64, 1, 1), np.float32)
+    """Red passes the shortest frame's clipping point by half a stop, green and blue do not: red continues with the hue around."""
+    ramp = np.linspace(1, 5.6, 192, dtype=np.float32)[None, :, None] * np.ones((64, 1, 1), np.float32)
     truth = ramp * np.array([1.0, 0.6, 0.4], np.float32)
     bracket = photos(truth)
     merged = merge(bracket, still(bracket)).radiance

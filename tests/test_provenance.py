@@ -3,7 +3,7 @@ import pytest
 from synthetic import photos, scene
 
 from gmodiff.provenance import ALIGNED, INFERRED, constrain, summarise
-from gmodiff.radiometry import NoiseModel, radiance_interval_codes
+from gmodiff.radiometry import TAPER_ENCODED, NoiseModel, radiance_interval_codes
 
 
 @pytest.mark.parametrize("wrong", ["zeros", "huge", "negative", "nan", "random"])
@@ -20,11 +20,13 @@ def test_a_wrong_estimate_cannot_move_what_was_measured(wrong):
         "random": np.random.default_rng(0).normal(0, 5, shape).astype(np.float32),
     }[wrong]
     result = constrain(estimate, frame.encoded, bracket.response, frame.noise)
-    low, high = radiance_interval_codes(bracket.response, frame.noise, frame.encoded.dtype)
+    low, high, _ = radiance_interval_codes(bracket.response, frame.noise, frame.encoded.dtype)
+    measured = (frame.encoded < TAPER_ENCODED * 255).all(axis=2)
+    assert measured.mean() > 0.5
     for c in range(3):
-        codes = frame.encoded[..., c]
-        assert (result[..., c] >= low[codes, c]).all()
-        assert (result[..., c] <= high[codes, c]).all()
+        codes = frame.encoded[measured][:, c]
+        assert (result[measured][:, c] >= low[codes, c]).all()
+        assert (result[measured][:, c] <= high[codes, c]).all()
     assert np.isfinite(result).all()
 
 
@@ -44,6 +46,8 @@ def test_clipped_pixels_are_free_upwards_only():
     down = constrain(np.zeros((8, 8, 3), np.float32), encoded, response, NoiseModel())
     assert (up == 50).all()
     assert (down > 0.85).all()
+    coloured = constrain(np.full((8, 8, 3), (3, 0.5, 0.2), np.float32), encoded, response, NoiseModel())
+    np.testing.assert_array_equal(coloured[0, 0], np.array([3, 0.5, 0.2], np.float32))  # cameras show strong lights white
 
 
 def test_summary_counts():

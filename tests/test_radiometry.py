@@ -92,7 +92,7 @@ def test_interval_contains_what_made_the_code(dtype):
     """Any light that rounds to a code lies in that code's interval; clipped is unbounded; black reaches 0."""
     response = CameraResponse.named("srgb")
     top = np.iinfo(dtype).max
-    low, high = radiance_interval_codes(response, NoiseModel(), np.dtype(dtype))
+    low, high, _ = radiance_interval_codes(response, NoiseModel(), np.dtype(dtype))
     linear = np.linspace(0, 1, 4001).astype(np.float32)
     codes = np.rint(response.encode(np.repeat(linear[:, None], 3, axis=1)) * top).astype(int)[:, 0]
     assert (low[codes, 1] <= linear + 1e-7).all()

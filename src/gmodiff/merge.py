@@ -24,17 +24,17 @@ from numpy.typing import NDArray
 from gmodiff.align import Alignment, warp_rows
 from gmodiff.image import Bracket, Frame
 from gmodiff.provenance import ALIGNED, INFERRED
-from gmodiff.radiometry import CLIPPED_ENCODED, F32, CameraResponse, radiance_interval_codes, response_slope
+from gmodiff.radiometry import CLIPPED_ENCODED, F32, TAPER_ENCODED, CameraResponse, radiance_interval_codes, response_slope
 from gmodiff.tiling import STRIP_ROWS, for_each_strip
 
 FILL_GRID_PX = 8
 """Side of the cells in which surroundings are averaged before they continue into unmeasured areas."""
 GHOST_WINDOW_PX = 5
 """Side of the window over which disagreement is averaged: a moved edge spoils its neighbours too."""
-TAPER_ENCODED = 0.90
-"""A frame's weight falls from full here to nothing at CLIPPED_ENCODED, so that no seam shows where it drops out."""
 MIN_TOLERANCE, MAX_TOLERANCE = 0.06, 0.25
 """Relative radiance difference that calibration and interpolation alone explain: twice the bracket's residual, within these."""
+EDGE_PX = 3
+"""Disagreement narrower than this is taken for an edge, not for motion."""
 GHOST_GAP_STOPS, GHOST_SPREAD_STOPS = 0.15, 0.04
 """A gap between two intervals as large as the first, or as large as the second on average over the window, ends the belief."""
 DOUBTFUL, SURE = 0.1, 0.5
@@ -56,6 +56,8 @@ class _Codes:
     """What each code of one frame means.
 
     radiance: (codes, 3) float32.   low, high: (codes, 3) uint16, the ends of its interval on the log scale of `_log_code`.
+    low_beside_clipped: replaces low in pixels whose brightest channel is clipped (`radiometry.IntervalTables`).
+    least: (codes,) uint16, what the largest of a pixel's codes proves about the largest of its radiances.
     weight, validity: (codes,) float32 over the largest of a pixel's three codes: one weight for the whole pixel, so that frames
     whose responses disagree a little never mix in different shares per channel, which would tint edges.
     """
@@ -63,6 +65,8 @@ class _Codes:
     radiance: F32
     low: NDArray[np.uint16]
     high: NDArray[np.uint16]
+    low_beside_clipped: NDArray[np.uint16]
+    least: NDArray[np.uint16]
     weight: F32
     validity: F32
 
@@ -142,11 +146,14 @@ def _code_tables(frame: Frame, response: CameraResponse, exposure: float, tolera
     variance = (frame.noise.sigma_linear(linear, response_slope(linear)) ** 2).mean(axis=1)
     validity = _smoothstep((CLIPPED_ENCODED - encoded) / (CLIPPED_ENCODED - TAPER_ENCODED))
     leaning = 1.0 + lean * _smoothstep((encoded - 0.1) / 0.3)
-    low, high = radiance_interval_codes(response, frame.noise, dtype)
+    interval = radiance_interval_codes(response, frame.noise, dtype)
+    low = _log_code(interval.low * ((1 - tolerance) / exposure))
     return _Codes(
         radiance=(linear / exposure).astype(np.float32),
-        low=_log_code(low * ((1 - tolerance) / exposure)),
-        high=_log_code(high * ((1 + tolerance) / exposure)),
+        low=low,
+        high=_log_code(interval.high * ((1 + tolerance) / exposure)),
+        low_beside_clipped=_log_code(interval.low_beside_clipped * ((1 - tolerance) / exposure)),
+        least=low.min(axis=1),
         weight=(validity * leaning * exposure**2 / variance).astype(np.float32),
         validity=validity.astype(np.float32),
     )
@@ -163,15 +170,20 @@ def _merge_rows(
 ) -> tuple[F32, NDArray[np.uint8], NDArray[np.uint8] | None]:
     """One strip: (rows, W, 3) radiance, (rows, W) labels, and (rows, W, 3) uint8 0..255 "not measured", or None if all was."""
     height = bracket.shape[0]
-    halo = GHOST_WINDOW_PX // 2
+    halo = GHOST_WINDOW_PX // 2 + EDGE_PX // 2
     top, bottom = max(first - halo, 0), min(end + halo, height)
     inner = slice(first - top, end - top)
 
     reference = tables[bracket.reference]
     codes = np.ascontiguousarray(bracket.frames[bracket.reference].encoded[top:bottom])
     low, high = _look_up(reference.low, codes), _look_up(reference.high, codes)
+    brightest = _largest(codes)
+    least = _look_up(reference.least, brightest)
+    beside_clipped = (_look_up(reference.validity, brightest) < 0.5).astype(np.uint8)
+    if beside_clipped.any():
+        low = cv2.copyTo(_look_up(reference.low_beside_clipped, codes), beside_clipped, low)
+    brightest = brightest[inner]
     black = _largest(low[inner]) == 0
-    brightest = _largest(codes[inner])
     weight = _look_up(reference.weight, brightest)
     confidence = _look_up(reference.validity, brightest)
     clipped = confidence <= 0
@@ -186,7 +198,7 @@ def _merge_rows(
         warped, coverage = warp_rows(bracket.frames[i], alignment, top, bottom)
         warped = np.ascontiguousarray(warped)
         low_i, high_i = _look_up(table.low, warped), _look_up(table.high, warped)
-        agrees = _agreement(low, high, low_i, high_i)
+        agrees = _agreement(low, high, least, low_i, high_i)
         if coverage is not None:
             agrees *= coverage
         if n + 1 < len(others):
@@ -216,7 +228,7 @@ def _merge_rows(
     channels = np.arange(3)
     sample = tables[shortest].radiance[short_codes[at], channels]
     proven = np.minimum(reference.radiance[codes[inner][at], channels], 1.0)
-    bound = proven + trust * np.maximum(sample - proven, 0)
+    bound = proven + trust * (sample - proven)
     value[at] = share * value[at] + (1 - share) * bound
     channel_clipped = short_codes[at] >= CLIPPED_ENCODED * np.iinfo(codes.dtype).max
     lost = (1 - share) * np.where(channel_clipped, 1.0, 1 - trust)
@@ -247,10 +259,16 @@ class _Planes:
         return np.asarray(cv2.merge(self._sums), np.float32)
 
 
-def _agreement(low: NDArray[Any], high: NDArray[Any], low_i: NDArray[Any], high_i: NDArray[Any]) -> F32:
-    """(rows, W) 0..1: do the intervals meet? All are (rows, W, 3) log codes; the gap counts alone and averaged over a window."""
+def _agreement(low: NDArray[Any], high: NDArray[Any], least: NDArray[Any], low_i: NDArray[Any], high_i: NDArray[Any]) -> F32:
+    """(rows, W) 0..1: do the intervals meet? All are (rows, W, 3) log codes; least (rows, W) bounds the brightest channel.
+
+    The gap between the intervals counts alone and averaged over a window.
+    """
     gap = _largest(cv2.max(cv2.subtract(low, high_i), cv2.subtract(low_i, high)))  # uint16 subtraction stops at 0
+    gap = cv2.max(gap, cv2.subtract(least, _largest(high_i)))
     np.minimum(gap, np.uint16(LOG_STEPS_PER_STOP), out=gap)
+    # What is thinner than three pixels is an edge that glare widened or alignment missed by a hair, not a thing that moved.
+    gap = cv2.erode(gap, np.ones((EDGE_PX, EDGE_PX), np.uint8), borderType=cv2.BORDER_REPLICATE)
     spread = cv2.boxFilter(gap, cv2.CV_32F, (GHOST_WINDOW_PX, GHOST_WINDOW_PX), borderType=cv2.BORDER_REPLICATE)
     doubt = cv2.max(gap.astype(np.float32) * np.float32(1 / GHOST_GAP_STOPS), spread * np.float32(1 / GHOST_SPREAD_STOPS))
     return np.asarray(1 - _smoothstep(doubt * np.float32(1 / LOG_STEPS_PER_STOP)), np.float32)
@@ -271,8 +289,8 @@ def _continue_into(radiance: F32, missing: NDArray[np.uint8], log2_surroundings:
     part = np.clip(known_sum, 0, 1)
     level = part * from_known + (1 - part) * from_bounds
     fill = np.exp2(around + level[:, None])
-    # One stop above what a clipped sample proves, or the surroundings' own light: beyond that would be invention.
-    fill = np.minimum(fill, np.maximum(2 * value, np.exp2(around)))
+    # Half a stop above what a clipped sample proves, or the surroundings' own light: beyond that would be invention.
+    fill = np.minimum(fill, np.maximum(np.float32(np.sqrt(2)) * value, np.exp2(around)))
     radiance[rows, cols] = value + lost * (np.maximum(fill, value) - value)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gmodiff.radiometry import F32, CameraResponse, NoiseModel, radiance_interval_codes
+from gmodiff.radiometry import F32, CameraResponse, NoiseModel, clipping_nearness, radiance_interval_codes
 from gmodiff.tiling import for_each_strip
 
 REFERENCE, ALIGNED, INFERRED = 0, 1, 2
@@ -25,19 +25,37 @@ def constrain(
 
     radiance: 1.0 = the reference's white, any float32 values; NaN becomes the interval's middle. reference_encoded: (H, W, 3)
     uint8 or uint16. Whatever made the radiance, where the reference measured the result lies within its noise and
-    quantisation; only clipped (and black) pixels are free. out may be `radiance` itself.
+    quantisation; only clipped (and black) pixels are free. Of a clipped pixel the brightest channel stays at or above clipping, the
+    others are bound only as far as their codes prove (`radiometry.IntervalTables`). out may be `radiance` itself.
     """
-    low, high = radiance_interval_codes(response, noise, reference_encoded.dtype)
+    low, high, beside = radiance_interval_codes(response, noise, reference_encoded.dtype)
     middle = np.where(np.isinf(high), low, 0.5 * (low + np.where(np.isinf(high), 0, high))).astype(np.float32)
+    top = np.iinfo(reference_encoded.dtype).max
+    nearness = clipping_nearness(np.arange(top + 1) / top).astype(np.float32)
+    least = low.min(axis=1)
     result = np.empty(radiance.shape, np.float32) if out is None else out
 
     def strip(first: int, end: int) -> None:
+        codes = [np.ascontiguousarray(reference_encoded[first:end, :, c]) for c in range(3)]
+        brightest = np.maximum(np.maximum(codes[0], codes[1]), codes[2])
+        near = nearness.take(brightest)
+        any_near = bool(near.any())
         for c in range(3):
-            codes = reference_encoded[first:end, :, c]
             value = radiance[first:end, :, c]
             if np.isnan(value).any():
-                value = np.where(np.isnan(value), middle[:, c].take(codes), value)
-            np.clip(value, low[:, c].take(codes), high[:, c].take(codes), out=result[first:end, :, c])
+                value = np.where(np.isnan(value), middle[:, c].take(codes[c]), value)
+            bottom = low[:, c].take(codes[c])
+            if any_near:
+                bottom += near * (beside[:, c].take(codes[c]) - bottom)
+            np.clip(value, bottom, high[:, c].take(codes[c]), out=result[first:end, :, c])
+        if any_near:
+            # One channel of a clipped pixel did clip: the brightest is at least that bright, in whatever hue the estimate has.
+            part = result[first:end]
+            short = np.nonzero((near > 0) & (part.max(axis=2) < least.take(brightest)))
+            if len(short[0]):
+                needed = least.take(brightest[short])[:, None]
+                peak = part[short].max(axis=1, keepdims=True)
+                part[short] = np.where(peak > 1e-6, part[short] * (needed / np.maximum(peak, 1e-6)), needed)
 
     for_each_strip(strip, radiance.shape[0])
     return result

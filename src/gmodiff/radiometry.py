@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,10 @@ SDR_WHITE_NITS = 203.0
 
 CLIPPED_ENCODED = 0.975
 """Encoded values from here on are treated as clipped: JPEG ringing and chroma subsampling move a saturated pixel by a few codes."""
+
+
+TAPER_ENCODED = 0.90
+"""From here to CLIPPED_ENCODED a value is trusted less and less: shoulder, chroma subsampling and a neighbouring channel's clipping."""
 
 
 # ---- transfer functions -------------------------------------------------------------------------------------------------
@@ -255,11 +259,23 @@ def response_slope(table: FloatArray) -> NDArray[np.float64]:
     return np.gradient(np.asarray(table, np.float64), 1.0 / (len(table) - 1), axis=0)
 
 
-def radiance_interval_codes(response: CameraResponse, noise: NoiseModel, dtype: np.dtype[Any]) -> tuple[F32, F32]:
-    """What each code of a frame says about its linear value: (low, high), each (codes, 3) float32.
+class IntervalTables(NamedTuple):
+    """What each code of a frame says about its linear value, (codes, 3) float32 each.
 
-    low and high bracket the true linear value: half a code of quantisation plus INTERVAL_SIGMAS of noise either way.
-    A clipped code (CLIPPED_ENCODED and up) has high = inf; a code whose interval reaches black has low = 0.
+    low, high: bracket the true linear value. low_beside_clipped: replaces low where the brightest channel of the pixel is clipped:
+    cameras let the other channels of a clipped pixel drift towards white, so a high code proves little there, a low one still does.
+    """
+
+    low: F32
+    high: F32
+    low_beside_clipped: F32
+
+
+def radiance_interval_codes(response: CameraResponse, noise: NoiseModel, dtype: np.dtype[Any]) -> IntervalTables:
+    """The radiance interval of every code: half a code of quantisation plus INTERVAL_SIGMAS of noise either way.
+
+    A clipped code (CLIPPED_ENCODED and up) has high = inf, and from TAPER_ENCODED high rises towards that without a step; a code
+    whose interval reaches black has low = 0.
     """
     top = np.iinfo(dtype).max
     encoded = np.arange(top + 1) / top
@@ -269,10 +285,19 @@ def radiance_interval_codes(response: CameraResponse, noise: NoiseModel, dtype: 
     low = np.maximum(response.at(np.maximum(encoded - half, 0.0)) - sigma, 0.0)
     high = response.at(np.minimum(encoded + half, 1.0)) + sigma
     clipped = encoded >= CLIPPED_ENCODED
+    # Cameras bend and blend their last codes. A bound that fell away all at once would draw a contour where it does.
+    high /= np.sqrt(1 - np.minimum(clipping_nearness(encoded), 1 - 1e-6))[:, None]
     high[clipped] = np.inf
     # A clipped channel was at least at the clipping threshold; how far above, nobody measured.
     low[clipped] = np.minimum(low[clipped], response.at(np.array([CLIPPED_ENCODED]))[0])
     # More light never means a lower interval; a kink in the curve may say so by a hair, so widen to the monotone hull.
     low = np.minimum.accumulate(low[::-1], axis=0)[::-1]
     high = np.maximum.accumulate(high, axis=0)
-    return low.astype(np.float32), high.astype(np.float32)
+    t = np.clip((encoded - 0.5) / 0.4, 0, 1)
+    beside = low * (1 - t * t * (3 - 2 * t))[:, None]
+    return IntervalTables(low.astype(np.float32), high.astype(np.float32), beside.astype(np.float32))
+
+
+def clipping_nearness(encoded: FloatArray) -> FloatArray:
+    """0 up to TAPER_ENCODED, 1 from CLIPPED_ENCODED, linear between."""
+    return np.clip((encoded - TAPER_ENCODED) / (CLIPPED_ENCODED - TAPER_ENCODED), 0, 1)
