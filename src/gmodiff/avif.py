@@ -61,6 +61,22 @@ def code_points(data: bytes) -> tuple[int, int, int] | None:
     return None
 
 
+def size_and_depth(data: bytes) -> tuple[int, int, int]:
+    """Width and height of the largest picture in the file, and its bits per channel (AV1 ISOBMFF binding, section 2.3)."""
+    properties = _child(data, _child(data, _meta(data), b"iprp", 4), b"ipco")
+    sizes, depth = [], 8
+    for box in boxes(data, properties.start, properties.end):
+        if box.kind == b"ispe" and box.end - box.start >= 12:
+            sizes.append(struct.unpack_from(">II", data, box.start + 4))
+        elif box.kind == b"av1C" and box.end - box.start >= 4:
+            flags = data[box.start + 2]
+            depth = max(depth, 12 if flags & 0x60 == 0x60 else 10 if flags & 0x40 else 8)
+    if not sizes:
+        raise FileFormatError("the AVIF file does not say how large its picture is")
+    width, height = max(sizes, key=lambda size: size[0] * size[1])
+    return width, height, depth
+
+
 def rewrap(data: bytes, *, max_cll: int, max_fall: int, exif: bytes | None = None, xmp: bytes | None = None) -> bytes:
     """The picture of an AVIF file with one image item, in a new container with metadata.
 

@@ -7,16 +7,21 @@ Whatever is malformed raises FileFormatError, nothing else.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import Any
 from xml.parsers import expat
 from xml.sax.saxutils import escape, quoteattr
 
 from gmodiff.errors import FileFormatError, InputError
 from gmodiff.gainmap import OFFSET, GainMapMetadata, Triple
+from gmodiff.radiometry import ColourSpace
 
 HDRGM = "http://ns.adobe.com/hdr-gain-map/1.0/"
 CONTAINER = "http://ns.google.com/photos/1.0/container/"
@@ -275,6 +280,44 @@ def read_packet(data: bytes) -> Packet:
     except (expat.ExpatError, ValueError, LookupError) as reason:  # LookupError: an unknown encoding is declared
         raise FileFormatError(f"XMP packet is not well-formed XML: {reason}") from None
     return reader.packet()
+
+
+def find_packets(data: bytes) -> list[Packet]:
+    """The readable XMP packets of any file, wherever they lie; those that are not well-formed are left out."""
+    packets: list[Packet] = []
+    for found in itertools.islice(re.finditer(rb"<x:xmpmeta\b", data), _MAX_PACKETS):
+        end = data.find(b"</x:xmpmeta>", found.start(), found.start() + _MAX_PACKET_BYTES)
+        if end >= 0:
+            with contextlib.suppress(FileFormatError):
+                packets.append(read_packet(data[found.start() : end + len(b"</x:xmpmeta>")]))
+    return packets
+
+
+_MAX_PACKETS, _MAX_PACKET_BYTES = 16, 1 << 20
+
+
+def facts_metadata(facts: Mapping[str, str]) -> dict[str, Any]:
+    """What our own XMP facts say, as metadata of an HDRImage: "look", and "provenance" in per cent."""
+    out: dict[str, Any] = {}
+    content = facts.get("Content", "")
+    if content:
+        out["content"] = content
+    if content.startswith("rendition: "):
+        out["look"] = content.removeprefix("rendition: ")
+    try:
+        shares = {f"{k}_percent": float(facts[f"{k.capitalize()}Percent"]) for k in ("measured", "aligned", "inferred")}
+    except (KeyError, ValueError):
+        return out
+    return out | {"provenance": shares}
+
+
+def alternate_colour(metadata: Mapping[str, Any]) -> ColourSpace | None:
+    """The colour space in which an HDRImage's gain map works, from its metadata; None where it is the base's."""
+    stated = metadata.get("alternate_colour")
+    if stated is None:
+        return None
+    r, g, b, white = ((float(x), float(y)) for x, y in stated["chromaticities"])
+    return ColourSpace(str(stated["name"]), (r, g, b, white))
 
 
 class _PacketReader:

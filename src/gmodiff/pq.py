@@ -6,23 +6,29 @@ by strip in threads, so a picture never exists as full-size float.
 
 from __future__ import annotations
 
+import io
 import math
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import OpenImageIO as oiio
 from numpy.typing import NDArray
+from PIL import AvifImagePlugin
 
-from gmodiff.avif import rewrap
-from gmodiff.errors import InputError, MissingDependencyError, OutputError
+from gmodiff import floatfiles
+from gmodiff.avif import boxes, code_points, rewrap, size_and_depth
+from gmodiff.errors import FileFormatError, InputError, MissingDependencyError, OutputError
+from gmodiff.exif import clean_block
+from gmodiff.hdrgm import Packet, facts_metadata, find_packets
 from gmodiff.image import HDRImage
-from gmodiff.radiometry import BT2020, F32, SDR_WHITE_NITS, pq_encode
+from gmodiff.radiometry import BT2020, DISPLAY_P3, F32, SDR_WHITE_NITS, SRGB, pq_decode, pq_encode
 from gmodiff.tiling import for_each_strip
 
 CODE_POINTS = (9, 16, 0, 1)
@@ -204,3 +210,124 @@ def write_jxl(image: HDRImage, path: Path, *, quality: int, exif: bytes | None, 
             if payload:
                 file.write(struct.pack(">I4s", len(payload) + 8, kind) + payload)
 
+
+# ---- reading ------------------------------------------------------------------------------------------------------------
+
+
+PQ, HLG = 16, 18
+"""Transfer characteristics (ITU-T H.273, table 3)."""
+
+
+def png_transfer(head: bytes) -> int | None:
+    """The transfer characteristics that a PNG's cICP chunk states before its pixels; None where it states none."""
+    at = 8
+    while at + 12 <= len(head):
+        length, kind = struct.unpack_from(">I4s", head, at)
+        if kind == b"cICP" and length == 4 and at + 12 <= len(head):
+            return head[at + 9]
+        if kind in (b"IDAT", b"IEND"):
+            return None
+        at += 12 + length
+    return None
+
+
+def _refuse_hlg(transfer: int) -> None:
+    if transfer == HLG:
+        raise FileFormatError("is coded as HLG, which is not read here; PQ is")
+
+
+def read_png(path: Path, accept: Callable[[int, int], None]) -> HDRImage:
+    """A PQ PNG of 8 or 16 bits."""
+    data = path.read_bytes()
+    codes, points = _oiio_codes(path, accept)
+    exif = None
+    at = 8
+    while at + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        if kind == b"eXIf":
+            exif = data[at + 8 : at + 8 + length]
+        at += 12 + length
+    return from_codes(codes, points[0], "PNG, PQ", exif, packets=find_packets(data))
+
+
+def read_jxl(path: Path, accept: Callable[[int, int], None]) -> HDRImage:
+    """A PQ JPEG XL."""
+    data = path.read_bytes()
+    codes, points = _oiio_codes(path, accept)
+    exif = None
+    if data[:2] != b"\xff\x0a":
+        for box in boxes(data):
+            if box.kind == b"Exif" and box.end - box.start > 4:
+                exif = data[box.start + 4 : box.end]
+    return from_codes(codes, points[0], "JPEG XL, PQ", exif, packets=find_packets(data))
+
+
+def _oiio_codes(path: Path, accept: Callable[[int, int], None]) -> tuple[NDArray[Any], tuple[int, ...]]:
+    opened = oiio.ImageInput.open(str(path))
+    if opened is None:
+        raise FileFormatError(f"is truncated or damaged: {floatfiles.first_line(oiio.geterror())}")
+    try:
+        spec = opened.spec()
+        accept(spec.width, spec.height)
+        points = tuple(int(v) for v in spec.getattribute("CICP") or ())
+        if len(points) < 2 or points[1] != PQ:
+            _refuse_hlg(points[1] if len(points) > 1 else 0)
+            raise FileFormatError("is not coded as PQ; this kind of file is read only with PQ")
+        if spec.nchannels < 3:
+            raise FileFormatError(f"has {spec.nchannels} channels, expected red, green and blue")
+        codes = opened.read_image(0, 0, 0, 3, "uint16")
+        if codes is None:
+            raise FileFormatError(f"is truncated or damaged: {floatfiles.first_line(opened.geterror())}")
+    finally:
+        opened.close()
+    return codes, points
+
+
+def read_avif(data: bytes, accept: Callable[[int, int], None]) -> HDRImage:
+    """A PQ AVIF of 8 to 12 bits. Raises MissingDependencyError without imagecodecs."""
+    need_imagecodecs()
+    import imagecodecs
+
+    points = code_points(data)
+    if points is None or points[1] != PQ:
+        _refuse_hlg(points[1] if points else 0)
+        raise FileFormatError("is not coded as PQ")
+    width, height, depth = size_and_depth(data)
+    accept(width, height)
+    codes = imagecodecs.avif_decode(data)
+    if codes.ndim != 3 or codes.shape[2] < 3:
+        raise FileFormatError(f"has pixels of shape {codes.shape}, expected (height, width, 3)")
+    with AvifImagePlugin.AvifImageFile(io.BytesIO(data)) as container:
+        exif = container.info.get("exif")
+    return from_codes(codes[..., :3], points[0], f"AVIF, {depth}-bit PQ", exif, 2**depth - 1, find_packets(data))
+
+
+def from_codes(
+    codes: NDArray[Any],
+    primaries: int,
+    kind: str,
+    exif: bytes | None = None,
+    top: int | None = None,
+    packets: Sequence[Packet] = (),
+) -> HDRImage:
+    """A rendition from (H, W, 3) PQ codes, full range up to `top` (default: of their type); primaries by ITU-T H.273, table 2."""
+    colour = {1: SRGB, 9: BT2020, 12: DISPLAY_P3}.get(primaries)
+    notes = []
+    if colour is None:
+        colour = BT2020
+        notes.append(f"colour primaries {primaries} are not known here; BT.2020 is assumed")
+    size = (np.iinfo(codes.dtype).max if top is None else top) + 1
+    light = np.asarray(pq_decode(np.arange(size) / (size - 1)) / SDR_WHITE_NITS, np.float32)
+    radiance = np.empty(codes.shape, np.float32)
+
+    def strip(first: int, end: int) -> None:
+        light.take(codes[first:end], out=radiance[first:end], mode="clip")
+
+    for_each_strip(strip, codes.shape[0])
+    height, width = codes.shape[:2]
+    metadata: dict[str, Any] = {"format": kind, "notes": notes}
+    for packet in packets:
+        metadata |= facts_metadata(packet.facts)
+    start = exif.find(b"Exif\0\0", 0, 16) if exif else -1
+    block = clean_block(exif[start + 6 :] if start >= 0 else exif, width, height) if exif else None
+    return HDRImage(radiance, content="rendition", colour=colour, base_colour=colour, exif=block, metadata=metadata)

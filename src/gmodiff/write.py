@@ -25,7 +25,7 @@ from gmodiff import __version__, floatfiles, pq
 from gmodiff.errors import InputError, OutputError
 from gmodiff.exif import clean_block, read_exif
 from gmodiff.gainmap import GainMap, GainMapMetadata, Triple, apply_log2_gain, log2_gain
-from gmodiff.hdrgm import facts_xmp
+from gmodiff.hdrgm import alternate_colour, facts_xmp
 from gmodiff.icc import profile_bytes
 from gmodiff.image import HDRImage
 from gmodiff.radiometry import luminance_weights, srgb_decode
@@ -75,7 +75,7 @@ def write(
     taken = read_exif(exif).datetime if exif else ""
     facts = _facts(image, rendition=suffix in (".jpg", ".jpeg", ".avif", ".png", ".jxl"))
     content = facts["Content"]
-    with _replacing(target, force) as temporary:
+    with replacing(target, force) as temporary:
         if suffix in (".jpg", ".jpeg"):
             temporary.write_bytes(_ultra_hdr(image, target, quality, compact, exif, facts))
         elif suffix == ".png":
@@ -101,7 +101,7 @@ def write_provenance(provenance: NDArray[np.uint8], path: StrPath, *, force: boo
     check_writable([], others=[target], force=force)
     picture = Image.frombytes("P", provenance.shape[::-1], np.ascontiguousarray(provenance).data)
     picture.putpalette([v for colour in PROVENANCE_COLOURS for v in colour])
-    with _replacing(target, force) as temporary:
+    with replacing(target, force) as temporary:
         picture.save(temporary, "PNG")
 
 
@@ -154,8 +154,11 @@ def _checked_suffix(path: Path) -> str:
 
 
 @contextmanager
-def _replacing(target: Path, force: bool) -> Iterator[Path]:
-    """A fresh hidden file beside target, moved onto it at the end, or removed if anything goes wrong."""
+def replacing(target: Path, force: bool) -> Iterator[Path]:
+    """A fresh hidden file beside target, moved onto it at the end, or removed if anything goes wrong, Ctrl-C included.
+
+    Raises OutputError where the disk refuses, or where target appeared meanwhile and force is False.
+    """
     place = Path(os.path.realpath(target))  # a link stays a link: the file behind it is replaced
     temporary = place.with_name(f".{place.stem[:80]}-{secrets.token_hex(6)}{place.suffix}")
     try:
@@ -193,7 +196,8 @@ def _facts(image: HDRImage, *, rendition: bool) -> dict[str, str]:
     elif image.content == "scene":
         content = "scene-linear radiance"
     else:
-        content = f"rendition: {image.metadata.get('look', 'as read')}"
+        look = image.metadata.get("look")
+        content = f"rendition: {look}" if look else "rendition"
     facts = {"Content": content}
     if image.provenance is not None:
         total = image.provenance.size
@@ -216,9 +220,10 @@ def _ultra_hdr(image: HDRImage, target: Path, quality: int, compact: bool, exif:
     map_quality = quality
     map_icc = None
     if not gain_map.metadata.use_base_colour_space:
-        map_icc = image.metadata.get("alternate_icc")
-        if map_icc is None:
+        alternate = alternate_colour(image.metadata)
+        if alternate is None:
             raise InputError(f"{target}: this picture's gain map works in another colour space, which is not known; write .exr")
+        map_icc = profile_bytes(alternate)
     elif compact:
         gain_map = compact_map(base, gain_map, luminance_weights(image.base_colour))
         map_quality = min(quality, COMPACT_MAP_QUALITY)
