@@ -25,7 +25,7 @@ __all__ = ["read_bracket", "save_response_file"]
 
 AnyPath = str | PathLike[str]
 
-REFERENCE_TIE = 0.05
+REFERENCE_TIE = 0.06
 """Share of well-exposed pixels within which a frame nearer to the middle of the bracket is the better reference."""
 
 
@@ -239,7 +239,10 @@ def _noise(photo: Photo) -> NoiseModel:
 
 
 def _best_reference(exposed: list[float]) -> int:
-    """Index of the frame with most well-exposed pixels; among those within REFERENCE_TIE of it, the one nearest to the middle."""
+    """Index of the frame with most well-exposed pixels; among those within REFERENCE_TIE of it, the one nearest to the middle.
+
+    Of two equally near the longer exposure: its shadows are cleaner, and it looks more like what a camera would have metered.
+    """
     middle = (len(exposed) - 1) / 2
     candidates = [i for i, share in enumerate(exposed) if share >= max(exposed) - REFERENCE_TIE]
-    return min(candidates, key=lambda i: (abs(i - middle), -exposed[i]))
+    return min(candidates, key=lambda i: (abs(i - middle), -i))

@@ -35,14 +35,16 @@ class Brightness:
 
 def measure_brightness(photo: Photo) -> Brightness:
     """The statistics of a photo, from a sparse grid of its pixels."""
-    step = max(1, max(photo.encoded.shape[:2]) // SAMPLES_PER_SIDE)
-    sample = photo.encoded[::step, ::step].astype(np.float32) / np.iinfo(photo.encoded.dtype).max
+    step = max(1, math.ceil(max(photo.encoded.shape[:2]) / SAMPLES_PER_SIDE))
+    codes = photo.encoded[::step, ::step]
+    encoded = np.linspace(0.0, 1.0, np.iinfo(codes.dtype).max + 1)
     # Real tone curves differ from sRGB's, but all rise: good enough for an order and for thresholds.
-    linear = sample if photo.linear else srgb_decode(sample)
-    luminance = linear @ luminance_weights(photo.colour)
-    clipped = sample.max(axis=2) >= CLIPPED_ENCODED
-    exposed = (luminance > float(srgb_decode(np.array(DARKEST_EXPOSED)))) & ~clipped
-    measured = (sample.max(axis=2) > 4 / 255 * (0.1 if photo.linear else 1)) & (sample.min(axis=2) < CLIPPED_ENCODED)
+    linear_of = (encoded if photo.linear else srgb_decode(encoded)).astype(np.float32)
+    luminance = linear_of[codes] @ luminance_weights(photo.colour)
+    clipped = codes >= CLIPPED_ENCODED * encoded.size
+    exposed = (luminance > float(srgb_decode(np.array(DARKEST_EXPOSED)))) & ~clipped.any(axis=2)
+    black = linear_of[codes.max(axis=2)] <= float(srgb_decode(np.array(4 / 255)))
+    measured = ~black & ~clipped.all(axis=2)
     return Brightness(float(luminance.mean()), float(exposed.mean()), float(measured.mean()))
 
 
