@@ -10,6 +10,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from gmodiff.errors import InputError, OutputError
@@ -222,7 +223,7 @@ def preview(
         picture.save(temporary, "PNG", compress_level=3)
 
 
-def render_preview(image: HDRImage, headroom: float | None = None) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def render_preview(image: HDRImage, headroom: float | None = None) -> NDArray[np.uint8]:
     """(H, W, 3) uint8 sRGB of what a display shows; see `preview`."""
     if headroom is None:
         peak = float(image.radiance.max())
@@ -233,14 +234,14 @@ def render_preview(image: HDRImage, headroom: float | None = None) -> np.ndarray
     scale = np.float32(2.0**-headroom)
     root = np.linspace(0, 1, 65536)
     codes = np.rint(np.asarray(srgb_encode(root * root)) * 255).astype(np.uint8)
-    out = np.empty(image.radiance.shape, np.uint8)
+    out: NDArray[np.uint8] = np.empty(image.radiance.shape, np.uint8)
 
     def strip(first: int, end: int) -> None:
         light = np.asarray(cv2.transform(np.ascontiguousarray(shown(first, end)), matrix), np.float32)
         light = np.clip(light * scale, 0, 1)
         out[first:end] = codes.take((np.sqrt(light) * np.float32(65535)).astype(np.uint16))
 
-    for_each_strip(strip, out.shape[0])
+    for_each_strip(strip, len(out))
     return out
 
 
