@@ -16,10 +16,10 @@ import OpenImageIO as oiio
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageCms
+from PIL import ExifTags, Image, ImageCms
 
 from gmodiff.errors import FileFormatError, GMODiffError, InputError, MissingDependencyError
-from gmodiff.exif import read_exif
+from gmodiff.exif import clean_block, read_exif, rebuilt_block
 from gmodiff.icc import profile_bytes
 from gmodiff.photo import read_photo
 from gmodiff.radiometry import ADOBE_RGB, BT2020, DISPLAY_P3, SRGB, ColourSpace
@@ -186,7 +186,9 @@ def test_heic_is_upright_once_and_keeps_ten_bits() -> None:
     assert deep.encoded.dtype == np.uint16
     assert deep.encoded.max() == 65535
     assert np.abs(deep.encoded / 65535 - ramp(48, 64)).max() < 0.02
-    assert read_photo(GOLDEN / "display_p3.heic").colour is DISPLAY_P3
+    wide = read_photo(GOLDEN / "display_p3.heic")
+    assert wide.colour is DISPLAY_P3
+    assert np.abs(wide.encoded / 255 - ramp(48, 64)).max() < 0.04  # after the decoder has gone, with its memory
 
 
 def test_heic_with_types_that_are_no_text_is_refused_before_the_decoder_sees_it(tmp_path: Path) -> None:
@@ -402,9 +404,14 @@ def test_clean_exif_keeps_maker_note_and_loses_thumbnail(tmp_path: Path) -> None
     assert b"T" * 36 not in photo.exif
     # Offsets inside a maker note count from the start of the block: it must not move.
     assert photo.exif.index(b"maker note") == original.index(b"maker note")
+    longer = clean_block(original + bytes(range(200)), 10, 10)
+    assert longer is not None
+    assert b"TTT" not in longer
+    assert longer.endswith(bytes(range(200)))
     exif = Image.Exif()
     exif.load(b"Exif\0\0" + photo.exif)
     assert exif[0x0112] == 1
+    assert not exif.get_ifd(ExifTags.IFD.IFD1)
     assert exif.get_ifd(0x8769)[0xA002] == 48
     assert exif.get_ifd(0x8769)[0xA003] == 64
     assert exif.get_ifd(0x8825)[2] == (48.0, 51.0, 30.0)
@@ -432,8 +439,6 @@ def test_clean_exif_is_valid_for_exiftool(tmp_path: Path) -> None:
 
 @given(st.integers(0, 400), st.binary(min_size=1, max_size=6))
 def test_damaged_exif_never_raises(position: int, junk: bytes) -> None:
-    from gmodiff.exif import clean_block, rebuilt_block
-
     block = bytearray(exif_bytes())
     block[position : position + len(junk)] = junk
     for damaged in (bytes(block), bytes(block[:position])):
@@ -571,6 +576,12 @@ def test_truncated_photos_are_refused_not_grey(tmp_path: Path) -> None:
         assert read_photo(save(tmp_path, name, data)).encoded.shape[2] == 3
         for keep in (0.3, 0.6, 0.95):
             refusal(save(tmp_path, name, data[: int(len(data) * keep)]))
+
+
+def test_png_says_what_is_damaged(tmp_path: Path) -> None:
+    png = png16(RAMP16)
+    assert "has no end" in refusal(save(tmp_path, "a.png", png[:-12]))
+    assert "checksum" in refusal(save(tmp_path, "b.png", png[:100] + bytes([png[100] ^ 1]) + png[101:]))
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
