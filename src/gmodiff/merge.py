@@ -145,7 +145,9 @@ def _code_tables(frame: Frame, response: CameraResponse, exposure: float, tolera
     linear = response.at(encoded)
     variance = (frame.noise.sigma_linear(linear, response_slope(linear)) ** 2).mean(axis=1)
     validity = _smoothstep((CLIPPED_ENCODED - encoded) / (CLIPPED_ENCODED - TAPER_ENCODED))
-    leaning = 1.0 + lean * _smoothstep((encoded - 0.1) / 0.3)
+    # Squared: a longer frame's samples weigh so much more that a plain taper would still end in a step, a contour in smooth skies.
+    share = validity**2
+    leaning = 1.0 + lean * share * _smoothstep((encoded - 0.1) / 0.3)
     interval = radiance_interval_codes(response, frame.noise, dtype)
     low = _log_code(interval.low * ((1 - tolerance) / exposure))
     return _Codes(
@@ -154,7 +156,7 @@ def _code_tables(frame: Frame, response: CameraResponse, exposure: float, tolera
         high=_log_code(interval.high * ((1 + tolerance) / exposure)),
         low_beside_clipped=_log_code(interval.low_beside_clipped * ((1 - tolerance) / exposure)),
         least=low.min(axis=1),
-        weight=(validity * leaning * exposure**2 / variance).astype(np.float32),
+        weight=(share * leaning * exposure**2 / variance).astype(np.float32),
         validity=validity.astype(np.float32),
     )
 
