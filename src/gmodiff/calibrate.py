@@ -1,15 +1,18 @@
 """Response and exposures of a bracket from its own pixels: small copies, align, sample, fit, align again, choose.
 
 A fit needs aligned samples, alignment needs matched exposures, so they take turns: neighbouring frames (which share the most valid pixels)
-are aligned on copies of at most `SMALL_SIDE` pixels with the measured family's mean curve, sampled, fitted, and the pairs that moved are
-aligned and sampled once more with what was found. `response` holds the fit and its conventions.
+are aligned on copies of about `SMALL_SIDE` pixels with the measured family's mean curve, sampled, fitted; the pairs that moved are
+aligned and sampled once more with what was found. `response` holds the fit and its conventions, `response_choice` what is chosen.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -19,54 +22,28 @@ from gmodiff.align import Alignment, align_frame, warp_rows
 from gmodiff.errors import InputError
 from gmodiff.image import Calibration, Frame, Progress
 from gmodiff.radiometry import CameraResponse
-from gmodiff.response import (
-    F64,
-    RATIO_SIGMA_STOPS,
-    PairSamples,
-    ResponseFit,
-    Ridge,
-    disagreement_stops,
-    find_ridges,
-    fit_response,
-    log2_of_response,
-    pair_ratio,
-    response_of_log2,
-    response_prior,
-    ridge_misfit,
-)
+from gmodiff.response import log2_of_response, response_of_log2, response_prior
+from gmodiff.response_choice import ResponseChoice, choose_response
+from gmodiff.ridge import F64, NO_SAMPLES, PairSamples, disagreement_stops
 from gmodiff.tiling import for_each_strip
 
 SMALL_SIDE = 800
-"""Longer side in pixels of the copies that are aligned and sampled."""
+"""Longer side in pixels, about, of the copies that are aligned and sampled."""
 
-SAMPLES_PER_LEVEL = 400
-"""Samples kept at each of LEVELS brightness levels, per pair and channel: dark and bright count alike, whatever the scene shows most."""
+SAMPLED_PIXELS = 150_000
+"""Pixels of a pair that are looked at, on a regular grid."""
 
-LEVELS = 32
+LEVELS, SAMPLES_PER_LEVEL = 32, 400
+"""Brightness levels, and samples kept at each per pair and channel: dark and bright count alike, whatever the scene shows most."""
 
 SAMPLE_RANGE = (2.0 / 255.0, 0.975)
-"""Encoded values that carry information at all; the fit keeps a margin to either end (`response.VALID_ENCODED`)."""
+"""Encoded values that carry information at all; the fit keeps a margin to either end (`ridge.VALID_ENCODED`)."""
 
-FEW_SAMPLES, NO_SAMPLES = 300, 24
-"""Samples of a pair below which it is left out of the fit, and below which it shares nothing."""
-
-CONTRADICTION_STOPS = 0.5
-"""A known ratio further than this from what the pixels say is wrong."""
+FEWEST_SAMPLES, TOO_FEW_SAMPLES = 24, 300
+"""Samples of a pair below which it shares nothing, and below which it is left out of the fit."""
 
 LARGE_DISAGREEMENT_STOPS = 0.25
-"""A pair left further apart than this is named to the user."""
-
-PLAIN_MARGIN = 1.25
-PLAIN_MARGIN_STOPS = 0.008
-"""A plain curve is preferred where its misfit is at most the fitted curve's times the one plus the other."""
-
-
-@dataclass(frozen=True)
-class _Evidence:
-    """What the pixels of a bracket say: one entry per pair of neighbours."""
-
-    pairs: tuple[PairSamples, ...]
-    alignments: tuple[Alignment, ...]
+"""Disagreement left from which the frame is named to the user."""
 
 
 def calibrate(
@@ -81,68 +58,82 @@ def calibrate(
     transfer: str = "srgb",
     progress: Progress | None = None,
 ) -> tuple[tuple[float, ...], CameraResponse, Calibration]:
-    """Exposures, response and what they leave unexplained.
+    """Exposures, response, and what they leave unexplained.
 
     frames: shortest first, by known exposure, else by brightness (Frame.exposure is then NaN). reference: index of the reference frame.
     exposures_known, exposure_source: whether and from where ("given", "exif", "exposure.txt") the exposures are known; "given" ones
     are never changed. response: use this one; None finds one. force_estimate: fit a curve even where a plain one does.
     linear: the frames are linear (RAW, float). transfer: the transfer function of the frames' colour profile, as `ColourSpace.transfer`.
 
-    Returns relative exposures in the order of the frames, the response, and the Calibration. Raises InputError where every frame is
-    black or clipped, and where two neighbouring frames share no pixel that both measured.
+    Returns relative exposures in the order of the frames (the reference's is unchanged where known, else 1), the response, and the
+    Calibration. Raises InputError where two neighbouring frames share no pixel that both measured, or too few to find their exposures.
     """
-    report = progress or (lambda stage, fraction: None)
-    report("calibrate", 0.0)
-    small = _small_copies(frames)
-    report("calibrate", 0.3)
-    start = response or (
-        CameraResponse.named("linear") if linear else response_of_log2(np.repeat(response_prior().mean[:, None], 3, 1), "prior")
-    )
-    ratios = [math.log2(b.exposure / a.exposure) if exposures_known else math.nan for a, b in zip(frames[:-1], frames[1:], strict=True)]
-    evidence = _gather(small, start, None)
-    report("calibrate", 0.6)
-    result = _choose(frames, evidence, ratios, exposure_source, response, force_estimate, linear, transfer)
-    if any(not a.is_identity for a in evidence.alignments):
-        evidence = _gather(small, result.response, evidence)
-        report("calibrate", 0.9)
-        result = _choose(frames, evidence, ratios, exposure_source, response, force_estimate, linear, transfer)
-    report("calibrate", 1.0)
 
-    srgb = log2_of_response(CameraResponse.named("srgb"))
-    curves = log2_of_response(result.response)
-    left = tuple(
-        disagreement_stops(p, curves, r) if p.count >= FEW_SAMPLES else math.nan for p, r in zip(evidence.pairs, result.ratios, strict=True)
-    )
-    plain = tuple(
-        disagreement_stops(p, srgb, r) if p.count >= FEW_SAMPLES else math.nan for p, r in zip(evidence.pairs, result.ratios, strict=True)
-    )
-    notes = list(result.notes)
-    for i, stops in enumerate(left):
-        if stops > LARGE_DISAGREEMENT_STOPS:
-            notes.append(
-                f"{frames[i].name} and {frames[i + 1].name} still disagree by {stops:.2f} stops: moved, or not of one camera setting"
-            )
+    def report(fraction: float) -> None:
+        if progress is not None:
+            progress("calibrate", fraction)
+
+    report(0.0)
+    given = CameraResponse.named("linear") if response is None and linear and not force_estimate else response
+    known = [math.log2(b.exposure / a.exposure) if exposures_known else math.nan for a, b in pairwise(frames)]
+    small = _small_copies(frames)
+    report(0.3)
+
+    def choose() -> ResponseChoice:
+        usable = [p if p.count >= TOO_FEW_SAMPLES else NO_SAMPLES for p in samples]
+        exact = exposure_source == "given"
+        return choose_response(usable, known, exact=exact, given=given, transfer=transfer, force_estimate=force_estimate)
+
+    start = given or response_of_log2(response_prior().mean, "prior")
+    every = range(len(frames) - 1)
+    gathered = _gather(small, start, every)
+    samples = [gathered[i][1] for i in every]
+    _refuse_unshared(frames, samples, known)
+    report(0.6)
+    choice = choose()
+    moved = [i for i in every if not gathered[i][0].is_identity]
+    if moved:
+        for i, (_, again) in _gather(small, choice.response, moved).items():
+            samples[i] = again
+        report(0.9)
+        choice = choose()
+    report(1.0)
+
+    ratios = [r if math.isfinite(r) else k for r, k in zip(choice.ratios, known, strict=True)]
+    exposures = np.exp2(np.concatenate([[0.0], np.cumsum(ratios)]))
+    scale = (frames[reference].exposure if exposures_known else 1.0) / exposures[reference]
+    left = _disagreements(samples, choice.response, ratios)
+    before = _disagreements(samples, CameraResponse.named("srgb"), ratios)
+    notes = _notes(frames, known, exposure_source, choice, samples, left)
     source = exposure_source if exposures_known else "estimated"
-    exposures = np.exp2(np.concatenate([[0.0], np.cumsum(result.ratios)]))
-    scale = frames[reference].exposure / exposures[reference] if exposures_known else 1.0 / exposures[reference]
-    return tuple(float(e * scale) for e in exposures), result.response, Calibration(source, left, plain, tuple(notes))
+    return tuple(float(e * scale) for e in exposures), choice.response, Calibration(source, left, before, notes)
+
+
+def _disagreements(samples: Sequence[PairSamples], response: CameraResponse, ratios: Sequence[float]) -> tuple[float, ...]:
+    curves = log2_of_response(response)
+    return tuple(
+        disagreement_stops(pair, curves, ratio) if pair.count >= TOO_FEW_SAMPLES else math.nan
+        for pair, ratio in zip(samples, ratios, strict=True)
+    )
 
 
 # ---- small copies and samples -------------------------------------------------------------------------------------------
 
 
 def _small_copies(frames: Sequence[Frame]) -> list[Frame]:
-    """Frames averaged down to at most SMALL_SIDE, as uint16: the average of many codes is finer than a code."""
+    """Frames averaged down to about SMALL_SIDE, as uint16: the average of many codes is finer than a code."""
     factor = max(1, round(max(frames[0].height, frames[0].width) / SMALL_SIDE))
+    factor = min(factor, frames[0].height, frames[0].width)
     height, width = frames[0].height // factor, frames[0].width // factor
     out = []
     for frame in frames:
         codes = np.empty((height, width, 3), np.uint16)
-        scale = np.uint16(65535 // np.iinfo(frame.encoded.dtype).max)
+        scale = 65535 // int(np.iinfo(frame.encoded.dtype).max)
 
-        def work(first: int, end: int, frame: Frame = frame, codes: NDArray[np.uint16] = codes, scale: np.uint16 = scale) -> None:
-            part = frame.encoded[first * factor : end * factor, : width * factor].astype(np.uint16)
-            part *= scale
+        def work(
+            first: int, end: int, source: NDArray[np.uint8] = frame.encoded, codes: NDArray[np.uint16] = codes, scale: int = scale
+        ) -> None:
+            part = np.multiply(source[first * factor : end * factor, : width * factor], scale, dtype=np.uint16)
             codes[first:end] = cv2.resize(part, (width, end - first), interpolation=cv2.INTER_AREA) if factor > 1 else part
 
         for_each_strip(work, height, rows=16)
@@ -150,189 +141,109 @@ def _small_copies(frames: Sequence[Frame]) -> list[Frame]:
     return out
 
 
-def _gather(small: Sequence[Frame], response: CameraResponse, before: _Evidence | None) -> _Evidence:
-    """Align each frame to its neighbour and sample the pairs; with `before`, only the pairs that had moved."""
-    pairs, alignments = [], []
-    for i, (short, long) in enumerate(zip(small[:-1], small[1:], strict=True)):
-        if before is not None and before.alignments[i].is_identity:
-            pairs.append(before.pairs[i])
-            alignments.append(before.alignments[i])
-            continue
-        alignment = align_frame(short, long, response)
-        pairs.append(_sample_pair(short, long, alignment))
-        alignments.append(alignment)
-    return _Evidence(tuple(pairs), tuple(alignments))
+def _gather(small: Sequence[Frame], response: CameraResponse, indices: Sequence[int]) -> dict[int, tuple[Alignment, PairSamples]]:
+    """Align and sample the pairs (i, i + 1) of some indices, two at a time."""
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(indices, pool.map(partial(_align_and_sample, small, response), indices), strict=True))
 
 
-def _sample_pair(short: Frame, long: Frame, alignment: Alignment) -> PairSamples:
-    """Stratified samples of two neighbouring frames: at every brightness about as many, chosen at random."""
-    moved, coverage = warp_rows(long, alignment, 0, long.height)
-    a, b = short.encoded, moved
-    low, high = SAMPLE_RANGE[0] * 65535, SAMPLE_RANGE[1] * 65535
+def _align_and_sample(small: Sequence[Frame], response: CameraResponse, index: int) -> tuple[Alignment, PairSamples]:
+    short, long = small[index], small[index + 1]
+    # The fit takes its samples from smooth places, where what is left by a global motion does no harm.
+    alignment = align_frame(short, long, response, dense=False)
+    warped, coverage = warp_rows(long, alignment, 0, long.height)
+    return alignment, _sample(short.encoded, warped, None if coverage is None else coverage > 0.9)
+
+
+def _sample(short: NDArray[np.uint16], long: NDArray[np.uint16], covered: NDArray[np.bool_] | None) -> PairSamples:
+    """Samples of two aligned images, (H, W, 3): at every brightness about as many, chosen at random, smoothest surroundings first."""
+    step = max(1, round(math.sqrt(short.shape[0] * short.shape[1] / SAMPLED_PIXELS)))
+    rows, columns = slice(step // 2, None, step), slice(step // 2, None, step)
     kernel = np.ones((3, 3), np.uint8)
-    covered = None if coverage is None else coverage > 0.9
+    encoded, spread = [], np.zeros_like(short[rows, columns], np.float32)
+    for image in (short, long):
+        encoded.append(image[rows, columns] * np.float32(1 / 65535))
+        contrast = cv2.morphologyEx(np.ascontiguousarray(image), cv2.MORPH_GRADIENT, kernel)[rows, columns] * np.float32(1 / 65535)
+        spread += contrast / (encoded[-1] + np.float32(0.05))
+    darker, brighter = np.minimum(*encoded), np.maximum(*encoded)
+    valid = (darker > SAMPLE_RANGE[0]) & (brighter < SAMPLE_RANGE[1])
+    if covered is not None:
+        valid &= covered[rows, columns, None]
     rng = np.random.default_rng(0)
-    chosen: list[tuple[F64, F64, F64]] = []
+    chosen: list[tuple[F64, F64]] = []
     for c in range(3):
-        x, y = np.ascontiguousarray(a[..., c]), np.ascontiguousarray(b[..., c])
-        valid = (x > low) & (y < high)
-        if covered is not None:
-            valid &= covered
-        at = np.flatnonzero(valid)
-        z = (x.ravel()[at].astype(np.float64) / 65535, y.ravel()[at].astype(np.float64) / 65535)
-        level = ((z[0] + z[1]) * (LEVELS / 2)).astype(np.intp)
+        at = np.flatnonzero(valid[..., c])
+        x, y, rough = (image[..., c].ravel()[at] for image in (*encoded, spread))
+        level = ((x + y) * (LEVELS / 2)).astype(np.intp)
         share = SAMPLES_PER_LEVEL / np.maximum(np.bincount(level, minlength=LEVELS), 1)
-        keep = rng.random(len(at)) < share[level]
-        at, zx, zy = at[keep], z[0][keep], z[1][keep]
-        rough = np.zeros(len(at))
-        for image, value in ((x, zx), (y, zy)):
-            spread = cv2.morphologyEx(image, cv2.MORPH_GRADIENT, kernel).ravel()[at] / 65535.0
-            rough += spread / (value + 0.05)
-        chosen.append((zx, zy, rough))
-    shorts, longs, roughs = zip(*chosen, strict=True)
-    return PairSamples(shorts, longs, roughs)
+        keep = np.flatnonzero(rng.random(len(at)) < share[level])
+        keep = keep[np.argsort(rough[keep])]
+        chosen.append((x[keep].astype(np.float64), y[keep].astype(np.float64)))
+    (r, g, b) = chosen
+    return PairSamples((r[0], g[0], b[0]), (r[1], g[1], b[1]))
 
 
-# ---- choice -------------------------------------------------------------------------------------------------------------
+# ---- words for the user -------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Choice:
-    response: CameraResponse
-    ratios: tuple[float, ...]
-    notes: tuple[str, ...]
-
-
-def _choose(
-    frames: Sequence[Frame],
-    evidence: _Evidence,
-    known: Sequence[float],
-    source: str,
-    given: CameraResponse | None,
-    force_estimate: bool,
-    linear: bool,
-    transfer: str,
-) -> _Choice:
-    """The response and the ratios that explain the samples best, and what was assumed."""
-    pairs = evidence.pairs
-    _refuse_unshared(frames, pairs, known)
-    usable = [p if p.count >= FEW_SAMPLES else PairSamples(*[tuple(np.empty(0) for _ in range(3)) for _ in range(3)]) for p in pairs]
-    notes: list[str] = []
-    for i, pair in enumerate(pairs):
-        if pair.count < FEW_SAMPLES:
-            notes.append(
-                f"{frames[i].name} and {frames[i + 1].name} share too few valid pixels to be compared; their exposures are taken as known"
-            )
-
-    free = [math.inf] * len(pairs)
-    if given is not None or (linear and not force_estimate):
-        fixed = given or CameraResponse.named("linear")
-        curves = log2_of_response(fixed)
-        ridges = find_ridges(usable, curves, [math.nan] * len(pairs))
-        said = [pair_ratio(r, curves) for r in ridges]
-        ratios = _reconcile(frames, known, said, source, notes)
-        return _Choice(fixed, tuple(ratios), tuple(notes))
-
-    fit, ridges = fit_response(usable, [math.nan] * len(pairs), ratio_sigmas=free)
-    said = list(fit.log2_ratios)
-    if all(math.isfinite(k) for k in known):
-        trusted = _reconcile(frames, known, said, source, notes)
-        sigmas = [0.0 if source == "given" else RATIO_SIGMA_STOPS if t == k else math.inf for t, k in zip(trusted, known, strict=True)]
-        fit, ridges = fit_response(usable, trusted, ratio_sigmas=sigmas, start=fit.log2_curves)
-        ratios = [r if math.isfinite(r) else k for r, k in zip(fit.log2_ratios, trusted, strict=True)]
-        if source == "given":
-            ratios = list(known)
-    else:
-        trusted, ratios = list(said), list(said)
-    response = fit.response()
-    if not force_estimate:
-        plain = _plain_choice(fit, ridges, trusted, ratios, known, source, transfer)
-        if plain is not None:
-            response, ratios = plain
-    return _Choice(response, tuple(ratios), tuple(notes))
-
-
-def _plain_choice(
-    fit: ResponseFit,
-    ridges: Sequence[Sequence[Ridge]],
-    trusted: Sequence[float],
-    ratios: Sequence[float],
-    known: Sequence[float],
-    source: str,
-    transfer: str,
-) -> tuple[CameraResponse, list[float]] | None:
-    """The plain curve that explains the ridges about as well as the fitted one, if there is one."""
-    names = ["srgb", "gamma2.2", "linear"] if all(math.isfinite(k) for k in known) else ["srgb"]
-    if transfer not in ("srgb", "linear"):
-        names.append(f"gamma{transfer}")
-    best: tuple[float, CameraResponse, list[float]] | None = None
-    for name in names:
-        response = CameraResponse.named(name)
-        curves = log2_of_response(response)
-        own = []
-        for pair, t, r in zip(ridges, trusted, ratios, strict=True):
-            said = pair_ratio(pair, curves)
-            if not math.isfinite(said) or source == "given":
-                own.append(r)
-            elif all(math.isfinite(k) for k in known):
-                own.append(t + float(np.clip(said - t, -2 * RATIO_SIGMA_STOPS, 2 * RATIO_SIGMA_STOPS)))
-            else:
-                own.append(said)
-        misfit = ridge_misfit(ridges, curves, own)
-        if best is None or misfit < best[0]:
-            best = misfit, response, own
-    if best is None or not best[0] <= PLAIN_MARGIN * fit.misfit + PLAIN_MARGIN_STOPS:
-        return None
-    return best[1], best[2]
-
-
-def _reconcile(frames: Sequence[Frame], known: Sequence[float], said: Sequence[float], source: str, notes: list[str]) -> list[float]:
-    """Known ratios, with those replaced that contradict the pixels; unknown ones from the pixels."""
-    if not all(math.isfinite(k) for k in known):
-        return list(said)
-    both = [(k, s) for k, s in zip(known, said, strict=True) if math.isfinite(s)]
-    # The pixels know ratios up to one factor, the exponent of the curve: the factor under which fewest stops contradict.
-    factors = np.linspace(0.6, 1.7, 111)
-    costs = [sum(min(abs(k - f * s), CONTRADICTION_STOPS) for k, s in both) + 0.3 * abs(math.log2(f)) for f in factors]
-    factor = float(factors[int(np.argmin(costs))]) if both else 1.0
-    out = []
-    for i, (k, s) in enumerate(zip(known, said, strict=True)):
-        pixels = factor * s
-        if math.isfinite(s) and abs(k - pixels) > CONTRADICTION_STOPS:
-            says = {"exif": "EXIF says", "given": "the exposures given say"}.get(source, f"{source} says")
-            text = f"{frames[i + 1].name}: {says} {k:.1f} stops above {frames[i].name}, pixels say {pixels:.1f}"
-            if source == "given":
-                notes.append(f"{text}; used as given")
-                out.append(k)
-            else:
-                reason = " (a hand-set lens reports no aperture)" if source == "exif" else ""
-                notes.append(f"{text}; using {pixels:.1f}{reason}")
-                out.append(pixels)
-        else:
-            out.append(k)
-    return out
-
-
-def _refuse_unshared(frames: Sequence[Frame], pairs: Sequence[PairSamples], known: Sequence[float]) -> None:
+def _refuse_unshared(frames: Sequence[Frame], samples: Sequence[PairSamples], known: Sequence[float]) -> None:
     """Raise InputError where neighbours share no valid pixel, or too few to tell an unknown exposure."""
-    for i, pair in enumerate(pairs):
-        if pair.count < NO_SAMPLES or (pair.count < FEW_SAMPLES and not math.isfinite(known[i])):
-            a, b = frames[i], frames[i + 1]
-            dark, bright = (
-                float(np.mean(a.encoded[::7, ::7] <= _code(a, SAMPLE_RANGE[0]))),
-                float(np.mean(b.encoded[::7, ::7] >= _code(b, SAMPLE_RANGE[1]))),
-            )
-            if dark > 0.999:
-                reason = f"{a.name} is black"
-            elif bright > 0.999:
-                reason = f"{b.name} is clipped throughout"
-            else:
-                reason = "they are too far apart"
-            raise InputError(
-                f"{a.name} and {b.name} share no valid pixels ({reason}: {100 * dark:.0f} % of {a.name} is black, "
-                f"{100 * bright:.0f} % of {b.name} is clipped): leave one out or add a frame between them"
-            )
+    for a, b, pair, ratio in zip(frames[:-1], frames[1:], samples, known, strict=True):
+        if pair.count >= (FEWEST_SAMPLES if math.isfinite(ratio) else TOO_FEW_SAMPLES):
+            continue
+        dark, bright = _share(a, below=SAMPLE_RANGE[0]), _share(b, above=SAMPLE_RANGE[1])
+        if dark > 0.999:
+            reason = f"{a.name} is black throughout; leave it out"
+        elif bright > 0.999:
+            reason = f"{b.name} is clipped throughout; leave it out"
+        elif math.isfinite(ratio):
+            reason = f"they are {ratio:.1f} stops apart: add a frame between them or leave one out"
+        else:
+            reason = "too few to find their exposures; say them with --exposures or --ev, or add a frame between them"
+        raise InputError(
+            f"{a.name} and {b.name} share {'no' if pair.count < FEWEST_SAMPLES else 'hardly any'} valid pixels "
+            f"({100 * dark:.0f} % of {a.name} is black, {100 * bright:.0f} % of {b.name} is clipped): {reason}"
+        )
 
 
-def _code(frame: Frame, encoded: float) -> float:
-    return encoded * float(np.iinfo(frame.encoded.dtype).max)
+def _share(frame: Frame, *, below: float = -1.0, above: float = 2.0) -> float:
+    """Share of samples of a frame at or below, or at or above, an encoded value."""
+    encoded = frame.encoded[::7, ::7] / np.iinfo(frame.encoded.dtype).max
+    return float(np.mean((encoded <= below) | (encoded >= above)))
+
+
+def _notes(
+    frames: Sequence[Frame],
+    known: Sequence[float],
+    source: str,
+    choice: ResponseChoice,
+    samples: Sequence[PairSamples],
+    left: Sequence[float],
+) -> tuple[str, ...]:
+    """What was assumed, what contradicted what, and which frames still disagree."""
+    notes = []
+    says = {"exif": "EXIF says", "given": "the exposures given say"}.get(source, f"{source} says")
+    for i, wrong in enumerate(choice.contradicted):
+        if wrong:
+            text = f"{frames[i + 1].name}: {says} {known[i]:+.1f} stops from {frames[i].name}, pixels say {choice.pixel_ratios[i]:+.1f}"
+            hint = " (a hand-set lens reports no aperture)" if source == "exif" else ""
+            notes.append(f"{text}; used as given" if source == "given" else f"{text}; using {choice.ratios[i]:+.1f}{hint}")
+    for i, pair in enumerate(samples):
+        if pair.count < TOO_FEW_SAMPLES:
+            notes.append(
+                f"{frames[i].name} and {frames[i + 1].name} share too few valid pixels to be compared; their exposures are not checked"
+            )
+    if choice.own_channels:
+        notes.append("the colour channels have curves of their own; greys may shift slightly with brightness")
+    large = [stops > LARGE_DISAGREEMENT_STOPS for stops in left]
+    named: set[int] = set()
+    for i, is_large in enumerate(large):
+        if not is_large or i in named:
+            continue
+        if i + 1 < len(large) and large[i + 1]:
+            named.add(i + 1)
+            text = f"{frames[i + 1].name} disagrees with its neighbours by {left[i]:.2f} and {left[i + 1]:.2f} stops"
+        else:
+            text = f"{frames[i].name} and {frames[i + 1].name} disagree by {left[i]:.2f} stops"
+        notes.append(f"{text} after calibration: something moved everywhere, or a camera setting changed")
+    return tuple(notes)

@@ -1,0 +1,216 @@
+"""Which response and which exposures explain a bracket: known ratios checked against the pixels, a plain curve where one does.
+
+Works on samples (`ridge.PairSamples`) alone. A *ratio* is log2(exposure of the longer frame / of the shorter), in stops, of a pair of
+neighbours. The pixels know all ratios of a bracket up to one common factor, the exponent of the curve; a known ratio contradicts the
+pixels where no factor that a camera may have brings them within `CONTRADICTION_STOPS`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gmodiff.radiometry import CameraResponse
+from gmodiff.response import ResponseFit, fit_channels, fit_response, log2_of_response, response_of_log2
+from gmodiff.ridge import PairSamples, Ridge, find_ridges, ridge_misfit, ridge_ratio
+
+CONTRADICTION_STOPS = 0.5
+"""A known ratio further than this from what the pixels say is wrong."""
+
+RATIO_SIGMA_STOPS = 0.07
+"""Doubt about a known ratio: nominal 1/30 s is 1/32 s (0.09 stop), and shutters and daylight vary."""
+
+FAMILY_FACTORS = (0.8, 1.25)
+"""How far a camera's exponent may lie from the measured family's mean."""
+
+PLAIN_MARGIN, PLAIN_MARGIN_STOPS = 1.25, 0.008
+"""A plain curve is preferred where its misfit is at most the fitted curve's times the one plus the other."""
+
+CHANNEL_GAIN_STOPS, CHANNEL_GAIN = 0.03, 0.5
+"""Channels get curves of their own where that lowers the misfit by more than the one, to less than the other times what it was.
+
+Of 14 real brackets none demands it: what separates channels there is saturation added after the tone curve, not a curve.
+"""
+
+
+@dataclass(frozen=True)
+class ResponseChoice:
+    """response: the curve in use. ratios: per pair in stops; NaN where nothing is known and the pair has no samples.
+
+    pixel_ratios: what the pixels say, with the exponent of the chosen explanation; NaN without samples.
+    contradicted: per pair, whether the known ratio is further than CONTRADICTION_STOPS from that.
+    own_channels: whether the channels have curves of their own.
+    """
+
+    response: CameraResponse
+    ratios: tuple[float, ...]
+    pixel_ratios: tuple[float, ...]
+    contradicted: tuple[bool, ...]
+    own_channels: bool = False
+
+
+@dataclass(frozen=True)
+class _Explanation:
+    """Ratios that the pixels have under one kind of curve, and the factors between which its exponent is free."""
+
+    ratios: tuple[float, ...]
+    lowest: float
+    highest: float
+
+
+def choose_response(
+    pairs: Sequence[PairSamples],
+    known: Sequence[float],
+    *,
+    exact: bool = False,
+    given: CameraResponse | None = None,
+    transfer: str = "srgb",
+    force_estimate: bool = False,
+) -> ResponseChoice:
+    """The response and ratios that explain the samples best.
+
+    pairs: one entry per pair of neighbours, `NO_SAMPLES` where it shares too little. known: ratio of each pair, all NaN where unknown.
+    exact: the known ratios are never changed. given: the response to use. transfer: of the frames' colour profile (`ColourSpace`).
+    force_estimate: fit a curve even where a plain one does.
+    """
+    is_known = all(math.isfinite(k) for k in known)
+    if given is not None:
+        return _with_given(pairs, known, given, exact, is_known)
+    nothing = [math.nan] * len(pairs)
+    fit, ridges = fit_response(pairs, nothing, ratio_sigmas=[math.inf] * len(pairs))
+    plain = [CameraResponse.named(name) for name in _plain_names(transfer)]
+    if not is_known:
+        response = None if force_estimate else _plain_choice(plain, fit, ridges)
+        curves = fit.log2_curves if response is None else log2_of_response(response)
+        ratios = fit.log2_ratios if response is None else tuple(ridge_ratio(r, curves) for r in ridges)
+        if response is not None:
+            return ResponseChoice(response, ratios, ratios, (False,) * len(pairs))
+        return _with_channels(fit, ridges, ratios, (False,) * len(pairs))
+
+    pixels, contradicted = _reconcile(known, _explanations(plain, fit, ridges))
+    trusted = [k if exact or not wrong else p for k, p, wrong in zip(known, pixels, contradicted, strict=True)]
+    sigmas = [0.0 if exact else math.inf if wrong else RATIO_SIGMA_STOPS for wrong in contradicted]
+    factor = _mean_rise(trusted) / _mean_rise(fit.log2_ratios)
+    start = fit.log2_curves * factor if math.isfinite(factor) and factor > 0 else fit.log2_curves
+    fit, ridges = fit_response(pairs, trusted, ratio_sigmas=sigmas, start=start)
+    ratios = tuple(t if exact or not math.isfinite(r) else r for t, r in zip(trusted, fit.log2_ratios, strict=True))
+    if not force_estimate:
+        best = math.inf
+        chosen: ResponseChoice | None = None
+        for response in [*plain, CameraResponse.named("gamma2.2"), CameraResponse.named("linear")]:
+            curves = log2_of_response(response)
+            own = trusted if exact else _refined(trusted, [ridge_ratio(r, curves) for r in ridges], contradicted)
+            misfit = ridge_misfit(ridges, curves, own)
+            if misfit < best and misfit <= PLAIN_MARGIN * fit.misfit + PLAIN_MARGIN_STOPS:
+                best, chosen = misfit, ResponseChoice(response, tuple(own), pixels, contradicted)
+        if chosen is not None:
+            return chosen
+    return _with_channels(ResponseFit(fit.log2_curves, ratios, fit.misfit), ridges, pixels, contradicted)
+
+
+def _plain_names(transfer: str) -> list[str]:
+    """Plain curves whose exponent is known: sRGB and what the colour profile says."""
+    return ["srgb"] if transfer in ("srgb", "") else ["srgb", transfer if transfer == "linear" else f"gamma{transfer}"]
+
+
+def _with_given(pairs: Sequence[PairSamples], known: Sequence[float], given: CameraResponse, exact: bool, is_known: bool) -> ResponseChoice:
+    """Ratios under a response that is not to be questioned; EXIF is only overruled where the family's curves agree that it is wrong."""
+    curves = log2_of_response(given)
+    ridges = find_ridges(pairs, curves, [math.nan] * len(pairs))
+    said = tuple(ridge_ratio(r, curves) for r in ridges)
+    ridges = find_ridges(pairs, curves, said, CONTRADICTION_STOPS)
+    said = tuple(ridge_ratio(r, curves) for r in ridges)
+    if not is_known:
+        return ResponseChoice(given, said, said, (False,) * len(pairs))
+    explanations = [_Explanation(said, 0.95, 1.05)]
+    if not given.is_linear:
+        fit, _ = fit_response(pairs, [math.nan] * len(pairs), ratio_sigmas=[math.inf] * len(pairs))
+        explanations.append(_Explanation(fit.log2_ratios, *FAMILY_FACTORS))
+    pixels, contradicted = _reconcile(known, explanations)
+    trusted = [k if exact or not wrong else p for k, p, wrong in zip(known, pixels, contradicted, strict=True)]
+    ratios = trusted if exact else _refined(trusted, said, contradicted)
+    return ResponseChoice(given, tuple(ratios), pixels, contradicted)
+
+
+def _with_channels(
+    fit: ResponseFit, ridges: Sequence[Sequence[Ridge]], pixels: tuple[float, ...], contradicted: tuple[bool, ...]
+) -> ResponseChoice:
+    """The fitted curve, with one per channel where the evidence demands it."""
+    own = fit_channels(ridges, fit)
+    demanded = own.misfit < min(CHANNEL_GAIN * fit.misfit, fit.misfit - CHANNEL_GAIN_STOPS)
+    best = own if demanded else fit
+    return ResponseChoice(response_of_log2(best.log2_curves, "estimated"), best.log2_ratios, pixels, contradicted, demanded)
+
+
+def _plain_choice(plain: Sequence[CameraResponse], fit: ResponseFit, ridges: Sequence[Sequence[Ridge]]) -> CameraResponse | None:
+    """With unknown exposures: the plain curve whose shape explains the pixels about as well as the fitted one."""
+    best: tuple[float, CameraResponse] | None = None
+    for response in plain:
+        misfit = _shape_misfit(response, ridges)
+        if misfit <= _plain_limit(fit) and (best is None or misfit < best[0]):
+            best = misfit, response
+    return None if best is None else best[1]
+
+
+def _plain_limit(fit: ResponseFit) -> float:
+    """Largest shape misfit, per stop of ratio, with which a plain curve is as good as the fitted one."""
+    return (PLAIN_MARGIN * fit.misfit + PLAIN_MARGIN_STOPS) / max(_mean_rise(fit.log2_ratios), 1e-3)
+
+
+def _shape_misfit(response: CameraResponse, ridges: Sequence[Sequence[Ridge]]) -> float:
+    """Misfit of a curve with its own best ratios, per stop of ratio (a flatter curve has smaller misfits and ratios alike)."""
+    curves = log2_of_response(response)
+    ratios = [ridge_ratio(r, curves) for r in ridges]
+    return ridge_misfit(ridges, curves, ratios) / max(_mean_rise(ratios), 1e-3)
+
+
+def _mean_rise(ratios: Sequence[float]) -> float:
+    """Mean |ratio| in stops of the pairs that have one; NaN where none has."""
+    finite = [abs(r) for r in ratios if math.isfinite(r)]
+    return sum(finite) / len(finite) if finite else math.nan
+
+
+def _explanations(plain: Sequence[CameraResponse], fit: ResponseFit, ridges: Sequence[Sequence[Ridge]]) -> list[_Explanation]:
+    """The measured family, and each plain curve whose shape the pixels allow."""
+    out = [_Explanation(fit.log2_ratios, *FAMILY_FACTORS)]
+    for response in plain:
+        if _shape_misfit(response, ridges) <= _plain_limit(fit):
+            curves = log2_of_response(response)
+            out.append(_Explanation(tuple(ridge_ratio(r, curves) for r in ridges), 0.9, 1.1))
+    power = CameraResponse.named("linear")
+    if _shape_misfit(power, ridges) <= _plain_limit(fit):
+        # All power laws have one shape: gamma 1 to 2.6.
+        curves = log2_of_response(power)
+        out.append(_Explanation(tuple(ridge_ratio(r, curves) for r in ridges), 1.0, 2.6))
+    return out
+
+
+def _reconcile(known: Sequence[float], explanations: Sequence[_Explanation]) -> tuple[tuple[float, ...], tuple[bool, ...]]:
+    """(what the pixels say, whether the known ratio contradicts it) per pair, under the explanation that contradicts least.
+
+    Disagreements beyond CONTRADICTION_STOPS count alike, so one wrong exposure does not bend the others.
+    """
+    best: tuple[float, tuple[float, ...]] | None = None
+    for explanation in explanations:
+        middle = math.sqrt(explanation.lowest * explanation.highest)
+        for factor in np.geomspace(explanation.lowest, explanation.highest, 41):
+            said = tuple(float(factor) * r for r in explanation.ratios)
+            apart = [abs(k - s) for k, s in zip(known, said, strict=True) if math.isfinite(s)]
+            cost = sum(min(d, CONTRADICTION_STOPS) for d in apart) + 0.1 * abs(math.log2(factor / middle))
+            if best is None or cost < best[0] - 1e-12:
+                best = cost, said
+    pixels = best[1] if best is not None else tuple(known)
+    return pixels, tuple(math.isfinite(p) and abs(k - p) > CONTRADICTION_STOPS for k, p in zip(known, pixels, strict=True))
+
+
+def _refined(trusted: Sequence[float], said: Sequence[float], contradicted: Sequence[bool]) -> list[float]:
+    """Trusted ratios moved towards what the pixels say by at most twice the doubt, their sum kept; contradicted ones follow the pixels."""
+    free = [math.isfinite(s) and not wrong for s, wrong in zip(said, contradicted, strict=True)]
+    shift = [s - t if f else 0.0 for s, t, f in zip(said, trusted, free, strict=True)]
+    mean = sum(shift) / max(sum(free), 1)
+    limit = 2 * RATIO_SIGMA_STOPS
+    moved = [min(max(d - mean, -limit), limit) if f else 0.0 for d, f in zip(shift, free, strict=True)]
+    return [s if wrong and math.isfinite(s) else t + m for t, s, m, wrong in zip(trusted, said, moved, contradicted, strict=True)]
