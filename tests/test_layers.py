@@ -25,7 +25,8 @@ ALLOWED = {
     "merge": {"align", "image", "provenance", "radiometry", "tiling"},
     "tonemap": {"errors", "gainmap", "image", "radiometry", "tiling"},
     "pipeline": {"align", "image", "merge", "provenance", "radiometry", "tonemap"},
-    "simulate": {"errors", "image", "radiometry"},
+    "moving_scene": {"errors", "radiometry", "tiling"},
+    "simulate": {"errors", "image", "moving_scene", "radiometry", "tiling"},
 }
 """Stage modules and what of this package they may import; modules not named here are the files' ends and the command."""
 

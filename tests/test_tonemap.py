@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
-from synthetic import photos, scene
 
 from gmodiff.errors import InputError
-from gmodiff.radiometry import ADOBE_RGB, DISPLAY_P3, SRGB, CameraResponse, srgb_decode
-from gmodiff.tonemap import KNEE, _roll_off, camera_look, linear_look, output_colour, render, upsample_rows
+from gmodiff.radiometry import ADOBE_RGB, DISPLAY_P3, SRGB, CameraResponse, ColourSpace, srgb_decode
+from gmodiff.tonemap import KNEE, _roll_off, camera_look, in_published_primaries, linear_look, output_colour, render, upsample_rows
+from synthetic import photos, scene
 
 
 def s_curve() -> CameraResponse:
@@ -141,3 +141,18 @@ def test_upsample_rows_is_the_same_whichever_strip_asks():
     whole = upsample_rows(grid, 0, 100, 100, 130)
     parts = np.concatenate([upsample_rows(grid, a, min(a + 7, 100), 100, 130) for a in range(0, 100, 7)])
     np.testing.assert_array_equal(whole, parts)
+
+
+def test_camera_primaries_become_published_ones_and_show_the_same():
+    """A RAW file's own RGB (blue with negative y) is held in Display P3; the rendition does not change."""
+    camera = ColourSpace("camera rgb", ((0.72, 0.28), (0.2, 0.8), (0.12, -0.03), (0.3127, 0.329)), "linear")
+    look = linear_look(camera, 1.0)
+    radiance = np.random.default_rng(0).uniform(0.05, 1.9, (20, 30, 3)).astype(np.float32)
+    held = radiance.copy()
+    new_look, colour = in_published_primaries(held, look, camera)
+    assert colour == DISPLAY_P3
+    np.testing.assert_allclose(held[3, 4] @ DISPLAY_P3.to_xyz.T, camera.to_xyz @ radiance[3, 4], rtol=1e-4)
+    np.testing.assert_allclose(new_look(held), look(radiance), atol=2e-4)
+    same = radiance.copy()
+    assert in_published_primaries(same, linear_look(ADOBE_RGB, 1.0), ADOBE_RGB)[1] == ADOBE_RGB
+    assert np.array_equal(same, radiance)

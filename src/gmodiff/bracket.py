@@ -226,16 +226,7 @@ def _check_no_twins(photos: list[Photo], names: list[str], order: list[int]) -> 
 
 
 def _noise(photo: Photo) -> NoiseModel:
-    """What is known of a photo's noise from its format.
-
-    A 14-bit sensor of 60000 electrons has shot noise 1/60000 of full scale at ISO 100, in proportion to ISO (EMVA 1288, section 2).
-    """
-    if photo.encoded.dtype == np.uint8:
-        return NoiseModel() if photo.lossy else NoiseModel(encoded=0.5 / 255)
-    if photo.raw is not None:
-        gain = min(max(photo.iso or 400.0, 50.0), 51200.0) / 100
-        return NoiseModel(shot=gain / 60000, read=2e-4 * math.sqrt(gain), encoded=0.5 / 65535)
-    return NoiseModel(encoded=(64 if photo.lossy else 0.5) / 65535)
+    return NoiseModel.of_photo(photo.iso, photo.encoded.dtype.itemsize * 8, photo.lossy)
 
 
 def _best_reference(exposed: list[float]) -> int:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from gmodiff.image import Bracket, HDRImage
 
 BAD_INPUT, INTERRUPTED = 2, 130
+MIN_HEADROOM, MAX_HEADROOM = 0.25, 6.0  # as tonemap.render, which takes longer to import than to be told
 
 
 def main() -> None:
@@ -119,6 +120,8 @@ def merge(
     started = time.monotonic()
     if len(photos) < 2:
         raise InputError(f"a bracket needs 2 to 16 photos, got {len(photos)}: gmodiff merge A.jpg B.jpg C.jpg -o scene.jpg")
+    if not MIN_HEADROOM <= headroom <= MAX_HEADROOM:
+        raise InputError(f"--headroom {headroom:g}: expected {MIN_HEADROOM:g} to {MAX_HEADROOM:g} stops")
     targets = [Path(o) for o in outputs] or [Path(f"{Path(photos[0]).stem}_hdr.jpg")]
     from gmodiff.write import check_writable
 
@@ -249,11 +252,18 @@ def completion(shell: str) -> None:
     click.echo(kind(command, {}, "gmodiff", "_GMODIFF_COMPLETE").source())
 
 
+_STAGE_WORDS = {
+    "read": "Reading",
+    "calibrate": "Measuring the camera",
+    "align": "Aligning",
+    "merge": "Merging",
+    "render": "Rendering",
+    "write": "Writing",
+}
+
+
 class _Reporter:
     """Progress on stderr: a bar on a terminal, one quiet line a stage elsewhere, nothing when quiet."""
-
-    WORDS = {"read": "Reading", "calibrate": "Measuring the camera", "align": "Aligning", "merge": "Merging", "render": "Rendering",
-             "write": "Writing"}  # fmt: skip
 
     def __init__(self, quiet: bool) -> None:
         self._bar: Any = None
@@ -282,7 +292,7 @@ class _Reporter:
 
     def __call__(self, stage: str, fraction: float) -> None:
         if self._bar is not None:
-            self._bar.update(self._task, description=self.WORDS.get(stage, stage), completed=fraction)
+            self._bar.update(self._task, description=_STAGE_WORDS.get(stage, stage), completed=fraction)
         elif stage != self._stage:
             self._end_stage()
             self._stage, self._started = stage, time.monotonic()
@@ -290,5 +300,5 @@ class _Reporter:
     def _end_stage(self) -> None:
         took = time.monotonic() - self._started
         if self._stage and took > 0.5 and not self._quiet:
-            click.echo(f"{self.WORDS.get(self._stage, self._stage).lower()}: {took:.1f} s", err=True)
+            click.echo(f"{_STAGE_WORDS.get(self._stage, self._stage).lower()}: {took:.1f} s", err=True)
         self._stage = ""

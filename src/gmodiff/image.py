@@ -19,7 +19,9 @@ MIN_FRAMES, MAX_FRAMES = 2, 16
 class Progress(Protocol):
     """Called as a stage advances: its name, and how much of it is done, 0..1. It may raise to cancel the work."""
 
-    def __call__(self, stage: str, fraction: float) -> None: ...
+    def __call__(self, stage: str, fraction: float) -> None:
+        """Stage is one of read, calibrate, align, merge, render, write."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Frame:
     exposure: float
     name: str
     exif: bytes | None = field(default=None, repr=False)
-    noise: NoiseModel = NoiseModel()
+    noise: NoiseModel = field(default_factory=NoiseModel)
 
     def __post_init__(self) -> None:
         if self.encoded.ndim != 3 or self.encoded.shape[2] != 3 or self.encoded.dtype not in (np.uint8, np.uint16):

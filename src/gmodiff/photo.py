@@ -21,6 +21,7 @@ from PIL import Image, ImageCms
 from gmodiff import decode
 from gmodiff.errors import FileFormatError, GMODiffError, InputError
 from gmodiff.exif import ExifFacts, block_from_facts, clean_block, merge_facts, read_exif, rebuilt_block
+from gmodiff.hdrgm import GMODIFF
 from gmodiff.icc import colour_space_from_icc
 from gmodiff.radiometry import ADOBE_RGB, SRGB, ColourSpace
 from gmodiff.raw import RawDevelopment, decode_raw
@@ -91,6 +92,7 @@ def read_photo(path: str | PathLike[str], *, max_pixels: int = MAX_PIXELS, raw_d
 
     facts, development = ExifFacts(), None
     try:
+        _refuse_own_result(path)
         if kind == "tiff":
             facts = _with_file(path, read_exif)
         if kind == "raw" or facts.raw_sensor:
@@ -109,6 +111,14 @@ def read_photo(path: str | PathLike[str], *, max_pixels: int = MAX_PIXELS, raw_d
         # Five decoders raise some twenty kinds of error on damage; for the user they are one.
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise FileFormatError(f"{name} is truncated or damaged: {reason}") from error
+
+
+def _refuse_own_result(path: Path) -> None:
+    """A second `gmodiff merge *.jpg` finds the first one's result among the photos: say so, rather than merge it."""
+    with path.open("rb") as file:
+        head = file.read(1 << 17)  # where XMP stands in every format we write
+    if GMODIFF.encode() in head:
+        raise InputError("was made by gmodiff and is no photo of a bracket: leave it out, or write results to another folder")
 
 
 def shown_name(path: Path) -> str:

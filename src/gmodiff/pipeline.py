@@ -13,7 +13,7 @@ from gmodiff.image import Bracket, Frame, HDRImage, Progress
 from gmodiff.merge import merge
 from gmodiff.provenance import constrain, summarise
 from gmodiff.radiometry import F32
-from gmodiff.tonemap import DEFAULT_HEADROOM_STOPS, render
+from gmodiff.tonemap import DEFAULT_HEADROOM_STOPS, in_published_primaries, render
 
 Estimator = Callable[[Bracket, Sequence[Any], F32], F32]
 """A model's place in the pipeline: (bracket, alignments, merged radiance) to estimated radiance, all (H, W, 3) float32."""
@@ -45,18 +45,24 @@ def reconstruct(
     radiance = merged.radiance if model is None else model(bracket, alignments, merged.radiance)
     constrain(radiance, reference.encoded, bracket.response, reference.noise, out=radiance)
     rendered = render(radiance, bracket, look=look, base=base, max_headroom=headroom, progress=step("render"))
+    shown_as, colour = in_published_primaries(radiance, rendered.look, bracket.colour)
     summary = summarise(merged.provenance, radiance, bracket.relative_exposures[-1])
     return HDRImage(
         radiance=radiance,
         base=rendered.base,
         gain_map=rendered.gain_map,
         provenance=merged.provenance,
-        look=rendered.look,
-        colour=bracket.colour,
+        look=shown_as,
+        colour=colour,
         base_colour=rendered.colour,
         exif=reference.exif,
-        metadata={"provenance": summary.as_dict(), "look": look, "base": base, "reference": reference.name,
-                  "alignment": [_motion(f, a) for f, a in zip(bracket.frames, alignments, strict=True)]},  # fmt: skip
+        metadata={
+            "provenance": summary.as_dict(),
+            "look": look,
+            "base": base,
+            "reference": reference.name,
+            "alignment": [_motion(f, a) for f, a in zip(bracket.frames, alignments, strict=True)],
+        },
     )
 
 

@@ -8,7 +8,7 @@ The SDR base compresses those highlights locally, so that their detail survives 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import cv2
@@ -17,8 +17,19 @@ from numpy.typing import NDArray
 
 from gmodiff.errors import InputError
 from gmodiff.gainmap import OFFSET, GainMap, GainMapMetadata
-from gmodiff.image import Bracket, Look
-from gmodiff.radiometry import DISPLAY_P3, F32, SRGB, CameraResponse, ColourSpace, luminance_weights, srgb_decode, srgb_encode
+from gmodiff.image import Bracket
+from gmodiff.radiometry import (
+    ADOBE_RGB,
+    BT2020,
+    DISPLAY_P3,
+    F32,
+    SRGB,
+    CameraResponse,
+    ColourSpace,
+    luminance_weights,
+    srgb_decode,
+    srgb_encode,
+)
 from gmodiff.tiling import for_each_strip
 
 DEFAULT_HEADROOM_STOPS = 3.0
@@ -46,6 +57,7 @@ class CameraLook:
     slope_at_white: log-log slope of the curves at 1.   content_stops: log2 of the brightest radiance.
     headroom: stops above SDR white that the brightest radiance is shown at.
     to_output: (3, 3) matrix from native to output primaries, or None where they are the same.
+    to_native: (3, 3) matrix applied first, where the radiance is not held in native primaries; None where it is.
     """
 
     name: str
@@ -54,6 +66,7 @@ class CameraLook:
     content_stops: float
     headroom: float
     to_output: F32 | None = field(default=None, repr=False)
+    to_native: F32 | None = field(default=None, repr=False)
 
     def extend_stops(self, stops: F32) -> F32:
         """Stops above white in the scene (0 and up) to stops above white on screen, smooth and rising.
@@ -74,6 +87,8 @@ class CameraLook:
 
     def __call__(self, radiance: F32) -> F32:
         """(rows, W, 3) radiance to display-linear light, 1.0 = SDR white; see `image.Look`."""
+        if self.to_native is not None:
+            radiance = np.asarray(cv2.transform(radiance, self.to_native), np.float32)
         planes = cv2.split(radiance)
         above = np.maximum(cv2.max(cv2.max(planes[0], planes[1]), planes[2]), np.float32(1))
         gain = np.ones_like(above)
@@ -123,12 +138,29 @@ def _finished(name: str, curves: Any, slope: float, colour: ColourSpace, content
     stops = max(content_stops, 0.0)
     look = CameraLook(name, np.asarray(curves, np.float32), slope, stops, max_headroom, matrix)
     headroom = float(np.clip(look.extend_stops(np.float32(stops)), MIN_HEADROOM_STOPS, max_headroom))
-    return CameraLook(name, look.curves, slope, stops, headroom, matrix)
+    return replace(look, headroom=headroom)
 
 
 def output_colour(colour: ColourSpace) -> ColourSpace:
     """Primaries a photo is shown in: sRGB and Display P3 stay, wider or unusual ones are shown in Display P3."""
     return colour if colour in (SRGB, DISPLAY_P3) else SRGB if colour.chromaticities == SRGB.chromaticities else DISPLAY_P3
+
+
+def in_published_primaries(radiance: F32, look: CameraLook, colour: ColourSpace) -> tuple[CameraLook, ColourSpace]:
+    """Bring (H, W, 3) radiance, in place, to primaries that other programs know; returns the look and colour that go with it.
+
+    sRGB, Display P3, Adobe RGB and BT.2020 stay. A camera's own RGB, whose primaries may be imaginary, becomes Display P3; values
+    outside it are kept, negative ones too.
+    """
+    if colour.chromaticities in [space.chromaticities for space in (SRGB, DISPLAY_P3, ADOBE_RGB, BT2020)]:
+        return look, colour
+    matrix = colour.matrix_to(DISPLAY_P3).astype(np.float32)
+
+    def strip(first: int, end: int) -> None:
+        radiance[first:end] = cv2.transform(radiance[first:end], matrix)
+
+    for_each_strip(strip, radiance.shape[0])
+    return replace(look, to_native=np.linalg.inv(matrix).astype(np.float32)), DISPLAY_P3
 
 
 @dataclass(frozen=True)
@@ -137,7 +169,7 @@ class Rendered:
 
     base: NDArray[np.uint8] = field(repr=False)
     gain_map: GainMap = field(repr=False)
-    look: Look
+    look: CameraLook
     colour: ColourSpace
 
 

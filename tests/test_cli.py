@@ -1,0 +1,219 @@
+"""The command as a user meets it: files in, files out, one clear line for what cannot be done, exit codes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+from synthetic import photos, scene
+
+import gmodiff
+from gmodiff.cli import command, main
+
+SOURCE = Path(gmodiff.__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def jpegs(tmp_path_factory) -> list[str]:
+    """Three JPEGs with EXIF exposures two stops apart."""
+    folder = tmp_path_factory.mktemp("photos")
+    paths = []
+    for i, frame in enumerate(photos(scene(240, 320), noise=0.004).frames):
+        exif = Image.Exif()
+        exif[0x010F], exif[0x0110] = "Maker", "Model 1"
+        exif.get_ifd(0x8769).update({0x829A: 0.01 * 4.0 ** (i - 1), 0x829D: 8.0, 0x8827: 100})
+        path = folder / f"IMG_{i}.jpg"
+        Image.fromarray(frame.encoded).save(path, quality=95, subsampling=0, exif=exif)
+        paths.append(str(path))
+    return paths
+
+
+def run(arguments: list[str], capsys) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of the command."""
+    old = sys.argv
+    sys.argv = ["gmodiff", *arguments]
+    try:
+        main()
+        code = 0
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    finally:
+        sys.argv = old
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_merge_writes_every_output_and_says_what_it_did(jpegs, tmp_path, capsys):
+    outputs = [tmp_path / name for name in ("s.jpg", "s.exr", "s.hdr", "s.tif", "s.png", "s.avif", "s.jxl")]
+    options = [part for o in outputs for part in ("-o", str(o))]
+    code, out, err = run(
+        ["merge", *jpegs, *options, "--provenance", str(tmp_path / "p.png"), "--save-response", str(tmp_path / "r.json")], capsys
+    )
+    assert (code, err) == (0, "")
+    assert all(o.stat().st_size > 1000 for o in outputs)
+    assert "% measured in IMG_1.jpg" in out
+    with Image.open(outputs[0]) as picture:
+        assert picture.size == (320, 240)
+        assert picture.getexif()[0x0110] == "Model 1"
+    assert (tmp_path / "p.png").exists()
+    code, out, err = run(["merge", *jpegs, "-o", str(tmp_path / "t.jpg"), "--response", str(tmp_path / "r.json"), "-q"], capsys)
+    assert (code, out, err) == (0, "", "")
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".")) == []
+
+
+def test_json_result(jpegs, tmp_path, capsys):
+    code, out, err = run(["merge", *jpegs, "-o", str(tmp_path / "s.jpg"), "--json"], capsys)
+    assert (code, err) == (0, "")
+    result = json.loads(out)
+    assert [f["name"] for f in result["frames"]] == ["IMG_0.jpg", "IMG_1.jpg", "IMG_2.jpg"]
+    assert result["reference"] == "IMG_1.jpg"
+    assert result["exposure_source"] == "exif"
+    assert sum(result["provenance"][k] for k in ("measured_percent", "aligned_percent", "inferred_percent")) == pytest.approx(100, abs=0.1)
+    assert 0.2 < result["headroom_stops"] <= 3
+
+
+def test_default_output_name(jpegs, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run(["merge", *jpegs, "-q"], capsys)[0] == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["IMG_0_hdr.jpg"]
+
+
+def test_order_of_photos_does_not_matter(jpegs, tmp_path, capsys):
+    for name, order in (("a", [0, 1, 2]), ("b", [2, 0, 1])):
+        assert run(["merge", *[jpegs[i] for i in order], "-o", str(tmp_path / f"{name}.jpg"), "-q"], capsys)[0] == 0
+    assert (tmp_path / "a.jpg").read_bytes() == (tmp_path / "b.jpg").read_bytes()
+
+
+def test_strip_and_compact(jpegs, tmp_path, capsys):
+    for name, options in (("full", []), ("small", ["--compact", "--strip"])):
+        assert run(["merge", *jpegs, "-o", str(tmp_path / f"{name}.jpg"), *options, "-q"], capsys)[0] == 0
+    with Image.open(tmp_path / "small.jpg") as picture:
+        assert 0x0110 not in picture.getexif()
+    assert (tmp_path / "small.jpg").stat().st_size < (tmp_path / "full.jpg").stat().st_size
+
+
+def test_inspect(jpegs, tmp_path, capsys):
+    target = str(tmp_path / "s.jpg")
+    run(["merge", *jpegs, "-o", target, "-q"], capsys)
+    code, text, _ = run(["inspect", target], capsys)
+    assert code == 0
+    assert "320" in text
+    code, out, _ = run(["inspect", target, "--json", "--preview", str(tmp_path / "p.png"), "--headroom", "1.0"], capsys)
+    assert code == 0
+    assert json.loads(out)["width"] == 320
+    assert cv2.imread(str(tmp_path / "p.png")).shape == (240, 320, 3)
+
+
+def test_existing_output_is_kept_without_force(jpegs, tmp_path, capsys):
+    target = tmp_path / "s.jpg"
+    target.write_bytes(b"mine")
+    code, _, err = run(["merge", *jpegs, "-o", str(target)], capsys)
+    assert code == 2
+    assert "--force" in err
+    assert target.read_bytes() == b"mine"
+    assert run(["merge", *jpegs, "-o", str(target), "--force", "-q"], capsys)[0] == 0
+    assert target.stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda j, t: [j[0]], "2 to 16 photos"),
+        (lambda j, t: [], "2 to 16 photos"),
+        (lambda j, t: [*j, "--ev", "1,2"], "2 ev given for 3 photos"),
+        (lambda j, t: [*j, "--ev", "a,b,c"], "expected one number per photo"),
+        (lambda j, t: [*j, "--ev=-2,0,2", "--exposures", "1,2,3"], "one of them"),
+        (lambda j, t: [*j, "--reference", "nobody.jpg"], "nobody.jpg"),
+        (lambda j, t: [*j, "--response", "rec709"], "rec709"),
+        (lambda j, t: [*j, "--headroom", "99"], "0.25 to 6"),
+        (lambda j, t: [*j, "--headroom", "nan"], "0.25 to 6"),
+        (lambda j, t: [*j, "--max-pixels", "1000"], "1000"),
+        (lambda j, t: [j[0], j[0]], "same"),
+        (lambda j, t: [j[0], str(t / "missing.jpg")], "missing.jpg"),
+        (lambda j, t: [*j, "-o", str(t / "no" / "such" / "s.jpg")], "folder"),
+        (lambda j, t: [*j, "-o", str(t / "s.gif")], "gif"),
+        (lambda j, t: [*j, "-o", str(t / "s.jpg"), "-o", str(t / "s.jpg")], "s.jpg"),
+        (lambda j, t: [*j, "-o", j[0], "--force"], "IMG_0.jpg"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(jpegs, tmp_path, capsys, change, expected):
+    before = {p: Path(p).read_bytes() for p in jpegs}
+    arguments = change(jpegs, tmp_path)
+    if "-o" not in arguments:
+        arguments += ["-o", str(tmp_path / "s.jpg")]
+    code, out, err = run(["merge", *arguments], capsys)
+    assert code == 2
+    assert out == ""
+    assert expected in err
+    assert len(err.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+    assert before == {p: Path(p).read_bytes() for p in jpegs}
+
+
+def test_our_own_result_is_not_taken_for_a_frame(jpegs, tmp_path, capsys):
+    """A second `gmodiff merge *.jpg` finds the first one's result among the photos."""
+    target = tmp_path / "IMG_0_hdr.jpg"
+    assert run(["merge", *jpegs, "-o", str(target), "-q"], capsys)[0] == 0
+    code, _, err = run(["merge", *jpegs, str(target), "-o", str(tmp_path / "again.jpg")], capsys)
+    assert code == 2
+    assert "IMG_0_hdr.jpg" in err
+    assert "gmodiff" in err
+
+
+def test_help_names_every_option():
+    text = CliRunner().invoke(command, ["merge", "--help"]).output
+    for parameter in command.commands["merge"].params:
+        assert any(option in text for option in parameter.opts) or parameter.name == "photos"
+    assert CliRunner().invoke(command, ["--version"]).output.strip().endswith(gmodiff.__version__)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts(shell, capsys):
+    code, out, _ = run(["completion", shell], capsys)
+    assert code == 0
+    assert "_GMODIFF_COMPLETE" in out
+
+
+def test_ctrl_c_leaves_nothing(jpegs, tmp_path):
+    """Interrupted in the middle of the work: exit code 130, no output, no temporary file."""
+    script = "import gmodiff.pipeline, time; gmodiff.pipeline.merge = lambda *a, **k: (print('here', flush=True), time.sleep(60)); "
+    script += "from gmodiff.cli import main; main()"
+    environment = os.environ | {"PYTHONPATH": str(SOURCE)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, "merge", *jpegs, "-o", str(tmp_path / "s.jpg")],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline().strip() == "here"
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "nothing was written" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_full_disk_is_one_line(jpegs, tmp_path, capsys, monkeypatch):
+    def full(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    code, _, err = run(["merge", *jpegs, "-o", str(tmp_path / "s.jpg"), "-q"], capsys)
+    assert code == 2
+    assert "no space left" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_command_and_option(capsys):
+    assert run(["merg"], capsys)[0] == 2
+    assert run(["merge", "--fast"], capsys)[0] == 2
+
+
