@@ -27,7 +27,7 @@ from gmodiff.response_choice import ResponseChoice, choose_response
 from gmodiff.ridge import F64, NO_SAMPLES, PairSamples, disagreement_stops
 from gmodiff.tiling import for_each_strip
 
-SMALL_SIDE = 800
+SMALL_SIDE = 640
 """Longer side in pixels, about, of the copies that are aligned and sampled."""
 
 SAMPLED_PIXELS = 150_000

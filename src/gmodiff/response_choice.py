@@ -54,11 +54,12 @@ class ResponseChoice:
 
 @dataclass(frozen=True)
 class _Explanation:
-    """Ratios that the pixels have under one kind of curve, and the factors between which its exponent is free."""
+    """Ratios that the pixels have under one kind of curve, the factors between which its exponent is free, and a handicap in stops."""
 
     ratios: tuple[float, ...]
     lowest: float
     highest: float
+    unlikely: float = 0.0
 
 
 def choose_response(
@@ -79,41 +80,34 @@ def choose_response(
     is_known = all(math.isfinite(k) for k in known)
     if given is not None:
         return _with_given(pairs, known, given, exact, is_known)
-    nothing = [math.nan] * len(pairs)
-    fit, ridges = fit_response(pairs, nothing, ratio_sigmas=[math.inf] * len(pairs))
-    plain = [CameraResponse.named(name) for name in _plain_names(transfer)]
+    fit, ridges = fit_response(pairs, [math.nan] * len(pairs), ratio_sigmas=[math.inf] * len(pairs))
+    plain = [] if force_estimate else [CameraResponse.named(name) for name in _plain_names(transfer)]
+    nothing = tuple(False for _ in pairs)
     if not is_known:
-        response = None if force_estimate else _plain_choice(plain, fit, ridges)
-        curves = fit.log2_curves if response is None else log2_of_response(response)
-        ratios = fit.log2_ratios if response is None else tuple(ridge_ratio(r, curves) for r in ridges)
-        if response is not None:
-            return ResponseChoice(response, ratios, ratios, (False,) * len(pairs))
-        return _with_channels(fit, ridges, ratios, (False,) * len(pairs))
+        return _with_unknown(plain, fit, ridges, nothing)
+    pixels, contradicted = _reconcile(known, _explanations(fit, ridges))
+    if not exact and all(wrong or not math.isfinite(p) for wrong, p in zip(contradicted, pixels, strict=True)) and any(contradicted):
+        return _with_unknown(plain, fit, ridges, contradicted, fallback=known)
 
-    pixels, contradicted = _reconcile(known, _explanations(plain, fit, ridges))
     trusted = [k if exact or not wrong else p for k, p, wrong in zip(known, pixels, contradicted, strict=True)]
     sigmas = [0.0 if exact else math.inf if wrong else RATIO_SIGMA_STOPS for wrong in contradicted]
     factor = _mean_rise(trusted) / _mean_rise(fit.log2_ratios)
-    start = fit.log2_curves * factor if math.isfinite(factor) and factor > 0 else fit.log2_curves
-    fit, ridges = fit_response(pairs, trusted, ratio_sigmas=sigmas, start=start)
+    fit, ridges = fit_response(pairs, trusted, ratio_sigmas=sigmas, start=fit.log2_curves * (factor if factor > 0 else 1.0))
     ratios = tuple(t if exact or not math.isfinite(r) else r for t, r in zip(trusted, fit.log2_ratios, strict=True))
-    if not force_estimate:
-        best = math.inf
-        chosen: ResponseChoice | None = None
-        for response in [*plain, CameraResponse.named("gamma2.2"), CameraResponse.named("linear")]:
-            curves = log2_of_response(response)
-            own = trusted if exact else _refined(trusted, [ridge_ratio(r, curves) for r in ridges], contradicted)
-            misfit = ridge_misfit(ridges, curves, own)
-            if misfit < best and misfit <= PLAIN_MARGIN * fit.misfit + PLAIN_MARGIN_STOPS:
-                best, chosen = misfit, ResponseChoice(response, tuple(own), pixels, contradicted)
-        if chosen is not None:
-            return chosen
-    return _with_channels(ResponseFit(fit.log2_curves, ratios, fit.misfit), ridges, pixels, contradicted)
+    best, chosen = PLAIN_MARGIN * fit.misfit + PLAIN_MARGIN_STOPS, None
+    for response in plain:
+        curves = log2_of_response(response)
+        own = trusted if exact else _refined(trusted, [ridge_ratio(r, curves) for r in ridges], contradicted)
+        misfit = ridge_misfit(ridges, curves, own)
+        if misfit <= best:
+            best, chosen = misfit, ResponseChoice(response, tuple(own), pixels, contradicted)
+    return chosen or _with_channels(ResponseFit(fit.log2_curves, ratios, fit.misfit), ridges, pixels, contradicted)
 
 
 def _plain_names(transfer: str) -> list[str]:
-    """Plain curves whose exponent is known: sRGB and what the colour profile says."""
-    return ["srgb"] if transfer in ("srgb", "") else ["srgb", transfer if transfer == "linear" else f"gamma{transfer}"]
+    """Plain curves worth trying: the usual ones and what the colour profile says."""
+    names = ["srgb", "gamma2.2", "linear"]
+    return names if transfer in names else [*names, f"gamma{transfer}"]
 
 
 def _with_given(pairs: Sequence[PairSamples], known: Sequence[float], given: CameraResponse, exact: bool, is_known: bool) -> ResponseChoice:
@@ -130,8 +124,12 @@ def _with_given(pairs: Sequence[PairSamples], known: Sequence[float], given: Cam
         fit, _ = fit_response(pairs, [math.nan] * len(pairs), ratio_sigmas=[math.inf] * len(pairs))
         explanations.append(_Explanation(fit.log2_ratios, *FAMILY_FACTORS))
     pixels, contradicted = _reconcile(known, explanations)
-    trusted = [k if exact or not wrong else p for k, p, wrong in zip(known, pixels, contradicted, strict=True)]
-    ratios = trusted if exact else _refined(trusted, said, contradicted)
+    if exact:
+        ratios = list(known)
+    elif given.is_linear:  # no exponent in doubt: the pixels measure the ratios
+        ratios = [s if math.isfinite(s) else k for s, k in zip(said, known, strict=True)]
+    else:
+        ratios = _refined([p if wrong else k for k, p, wrong in zip(known, pixels, contradicted, strict=True)], said, contradicted)
     return ResponseChoice(given, tuple(ratios), pixels, contradicted)
 
 
@@ -145,14 +143,28 @@ def _with_channels(
     return ResponseChoice(response_of_log2(best.log2_curves, "estimated"), best.log2_ratios, pixels, contradicted, demanded)
 
 
-def _plain_choice(plain: Sequence[CameraResponse], fit: ResponseFit, ridges: Sequence[Sequence[Ridge]]) -> CameraResponse | None:
-    """With unknown exposures: the plain curve whose shape explains the pixels about as well as the fitted one."""
-    best: tuple[float, CameraResponse] | None = None
+def _with_unknown(
+    plain: Sequence[CameraResponse],
+    fit: ResponseFit,
+    ridges: Sequence[Sequence[Ridge]],
+    contradicted: tuple[bool, ...],
+    fallback: Sequence[float] | None = None,
+) -> ResponseChoice:
+    """Curve and ratios where no ratio can be trusted: a plain curve whose shape is as good as the fitted one's, else the family's exponent.
+
+    All power laws have one shape; gamma 2.2 stands for them, and linear, which nobody stores without saying so, is out.
+    """
+    limit, best = _plain_limit(fit), None
     for response in plain:
-        misfit = _shape_misfit(response, ridges)
-        if misfit <= _plain_limit(fit) and (best is None or misfit < best[0]):
-            best = misfit, response
-    return None if best is None else best[1]
+        misfit = math.inf if response.is_linear else _shape_misfit(response, ridges)
+        if misfit <= limit:
+            limit, best = misfit, response
+    curves = fit.log2_curves if best is None else log2_of_response(best)
+    said = fit.log2_ratios if best is None else tuple(ridge_ratio(r, curves) for r in ridges)
+    ratios = said if fallback is None else tuple(s if math.isfinite(s) else k for s, k in zip(said, fallback, strict=True))
+    if best is not None:
+        return ResponseChoice(best, ratios, said, contradicted)
+    return _with_channels(ResponseFit(fit.log2_curves, ratios, fit.misfit), ridges, said, contradicted)
 
 
 def _plain_limit(fit: ResponseFit) -> float:
@@ -173,18 +185,14 @@ def _mean_rise(ratios: Sequence[float]) -> float:
     return sum(finite) / len(finite) if finite else math.nan
 
 
-def _explanations(plain: Sequence[CameraResponse], fit: ResponseFit, ridges: Sequence[Sequence[Ridge]]) -> list[_Explanation]:
-    """The measured family, and each plain curve whose shape the pixels allow."""
+def _explanations(fit: ResponseFit, ridges: Sequence[Sequence[Ridge]]) -> list[_Explanation]:
+    """The measured family, and the plain curves whose shape the pixels allow."""
     out = [_Explanation(fit.log2_ratios, *FAMILY_FACTORS)]
-    for response in plain:
+    for name, lowest, highest, unlikely in (("srgb", 0.9, 1.1, 0.0), ("gamma2.2", 0.75, 1.2, 0.0), ("linear", 0.95, 1.05, 0.15)):
+        response = CameraResponse.named(name)
         if _shape_misfit(response, ridges) <= _plain_limit(fit):
             curves = log2_of_response(response)
-            out.append(_Explanation(tuple(ridge_ratio(r, curves) for r in ridges), 0.9, 1.1))
-    power = CameraResponse.named("linear")
-    if _shape_misfit(power, ridges) <= _plain_limit(fit):
-        # All power laws have one shape: gamma 1 to 2.6.
-        curves = log2_of_response(power)
-        out.append(_Explanation(tuple(ridge_ratio(r, curves) for r in ridges), 1.0, 2.6))
+            out.append(_Explanation(tuple(ridge_ratio(r, curves) for r in ridges), lowest, highest, unlikely))
     return out
 
 
@@ -199,7 +207,7 @@ def _reconcile(known: Sequence[float], explanations: Sequence[_Explanation]) -> 
         for factor in np.geomspace(explanation.lowest, explanation.highest, 41):
             said = tuple(float(factor) * r for r in explanation.ratios)
             apart = [abs(k - s) for k, s in zip(known, said, strict=True) if math.isfinite(s)]
-            cost = sum(min(d, CONTRADICTION_STOPS) for d in apart) + 0.1 * abs(math.log2(factor / middle))
+            cost = sum(min(d, CONTRADICTION_STOPS) for d in apart) + 0.1 * abs(math.log2(factor / middle)) + explanation.unlikely
             if best is None or cost < best[0] - 1e-12:
                 best = cost, said
     pixels = best[1] if best is not None else tuple(known)
