@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
-from synthetic import photos, psnr_mu, scene
 
 from gmodiff.align import Alignment
 from gmodiff.merge import FILL_GRID_PX, _push_pull, merge
 from gmodiff.provenance import ALIGNED, INFERRED, REFERENCE
+from synthetic import photos, psnr_mu, scene
 
 
 def still(bracket):

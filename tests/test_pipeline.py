@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
-from synthetic import photos, psnr_mu, scene
 
 from gmodiff.image import Bracket
 from gmodiff.pipeline import reconstruct
 from gmodiff.radiometry import TAPER_ENCODED, radiance_interval_codes, srgb_decode
+from synthetic import photos, psnr_mu, scene
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
-from synthetic import photos, scene
 
 from gmodiff.provenance import ALIGNED, INFERRED, constrain, summarise
 from gmodiff.radiometry import TAPER_ENCODED, NoiseModel, radiance_interval_codes
+from synthetic import photos, scene
 
 
 @pytest.mark.parametrize("wrong", ["zeros", "huge", "negative", "nan", "random"])

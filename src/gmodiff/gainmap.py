@@ -72,7 +72,7 @@ class GainMapMetadata:
             stored = 255 * (np.clip(stored, 0, 255) / 255) ** np.asarray(self.gamma[:channels], np.float32)
         stored += np.float32(0.5) if dither is None else dither + np.float32(0.5)
         np.clip(stored, 0, 255, out=stored)
-        return stored.astype(np.uint8)  # truncation after adding a half rounds
+        return np.asarray(stored, np.uint8)  # truncation after adding a half rounds
 
     def log2_gain(self, stored: FloatArray) -> F32:
         """(..., 1 or 3) stored values 0..1 to log2 gain (the inverse of `quantise` up to rounding)."""
@@ -131,7 +131,7 @@ def apply_log2_gain(base: FloatArray, gain: F32, metadata: GainMapMetadata, head
     base_offset = np.asarray(metadata.base_offset, np.float32)
     alternate_offset = np.asarray(metadata.alternate_offset, np.float32)
     shown = (base.astype(np.float32, copy=False) + base_offset) * np.exp2(weight * gain) - alternate_offset
-    return np.maximum(shown, 0.0, dtype=np.float32)
+    return np.asarray(np.maximum(shown, 0.0, dtype=np.float32), np.float32)
 
 
 def resize_bilinear(values: F32, height: int, width: int) -> F32:
@@ -163,9 +163,9 @@ MU_GAIN = 100.0
 
 def mu_gain(radiance: FloatArray, reference_encoded: FloatArray) -> FloatArray:
     """log(1 + mu * H/(L + 1/64)) / log(1 + mu): radiance H over the *encoded* reference L (paper section 3.2, as released)."""
-    return np.log1p(MU_GAIN * radiance / (reference_encoded + OFFSET)) / np.log1p(MU_GAIN)
+    return np.asarray(np.log1p(MU_GAIN * radiance / (reference_encoded + OFFSET)) / np.log1p(MU_GAIN))
 
 
 def radiance_from_mu_gain(gain: FloatArray, reference_encoded: FloatArray) -> FloatArray:
     """The inverse of `mu_gain`: (L + 1/64) * ((1 + mu)**G - 1) / mu."""
-    return (reference_encoded + OFFSET) * np.expm1(gain * np.log1p(MU_GAIN)) / MU_GAIN
+    return np.asarray((reference_encoded + OFFSET) * np.expm1(gain * np.log1p(MU_GAIN)) / MU_GAIN)

@@ -119,8 +119,15 @@ class Bracket:
 class Look(Protocol):
     """Turns scene-linear radiance into what a screen shows."""
 
-    name: str
-    headroom: float
+    @property
+    def name(self) -> str:
+        """What files say they show."""
+        ...
+
+    @property
+    def headroom(self) -> float:
+        """Stops above SDR white that the brightest radiance is shown at."""
+        ...
 
     def __call__(self, radiance: F32) -> F32:
         """(rows, W, 3) radiance to (rows, W, 3) display-linear light in the base's colour space, 1.0 = SDR white."""

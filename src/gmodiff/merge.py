@@ -135,7 +135,7 @@ def _log_code(radiance: NDArray[Any]) -> NDArray[np.uint16]:
     """Radiance to its log code; 0 is "black or less", 65535 "unbounded"."""
     with np.errstate(divide="ignore"):
         stops = np.log2(radiance)
-    return np.clip(np.rint((stops - LOG_FLOOR_STOPS) * LOG_STEPS_PER_STOP), 0, 65535).astype(np.uint16)
+    return np.asarray(np.clip(np.rint((stops - LOG_FLOOR_STOPS) * LOG_STEPS_PER_STOP), 0, 65535), np.uint16)
 
 
 def _code_tables(frame: Frame, response: CameraResponse, exposure: float, tolerance: float, lean: float) -> _Codes:
@@ -353,9 +353,7 @@ def _sample_grid(grid: F32, rows: NDArray[Any], cols: NDArray[Any]) -> F32:
     y0, x0 = y.astype(np.intp), x.astype(np.intp)
     y1, x1 = np.minimum(y0 + 1, grid.shape[0] - 1), np.minimum(x0 + 1, grid.shape[1] - 1)
     v, u = (y - y0)[:, None], (x - x0)[:, None]
-    return np.asarray(
-        (1 - v) * ((1 - u) * grid[y0, x0] + u * grid[y0, x1]) + v * ((1 - u) * grid[y1, x0] + u * grid[y1, x1]), np.float32
-    )
+    return np.asarray((1 - v) * ((1 - u) * grid[y0, x0] + u * grid[y0, x1]) + v * ((1 - u) * grid[y1, x0] + u * grid[y1, x1]), np.float32)
 
 
 def _look_up(table: NDArray[Any], codes: NDArray[Any]) -> NDArray[Any]:

@@ -36,7 +36,7 @@ TAPER_ENCODED = 0.90
 
 def srgb_decode(encoded: FloatArray) -> FloatArray:
     """sRGB encoded 0..1 to linear 0..1 (IEC 61966-2-1, section 5.2)."""
-    return np.where(encoded <= 0.04045, encoded / 12.92, ((np.maximum(encoded, 0.0) + 0.055) / 1.055) ** 2.4)
+    return np.asarray(np.where(encoded <= 0.04045, encoded / 12.92, ((np.maximum(encoded, 0.0) + 0.055) / 1.055) ** 2.4))
 
 
 def srgb_encode(linear: FloatArray) -> FloatArray:
@@ -54,7 +54,7 @@ def pq_encode(nits: FloatArray) -> FloatArray:
 def pq_decode(encoded: FloatArray) -> FloatArray:
     """PQ encoded 0..1 to absolute luminance 0..10000 cd/m2 (SMPTE ST 2084, section 5.1)."""
     em = np.clip(encoded, 0.0, 1.0) ** (32 / 2523)
-    return 10000.0 * (np.maximum(em - 3424 / 4096, 0.0) / (2413 / 128 - 2392 / 128 * em)) ** (16384 / 2610)
+    return np.asarray(10000.0 * (np.maximum(em - 3424 / 4096, 0.0) / (2413 / 128 - 2392 / 128 * em)) ** (16384 / 2610))
 
 
 # ---- colour spaces ------------------------------------------------------------------------------------------------------
@@ -102,7 +102,7 @@ BT2020 = ColourSpace("bt2020", ((0.708, 0.292), (0.170, 0.797), (0.131, 0.046), 
 
 def luminance_weights(colour: ColourSpace) -> F32:
     """(3,) float32 weights that turn linear RGB into relative luminance Y."""
-    return colour.to_xyz[1].astype(np.float32)
+    return np.asarray(colour.to_xyz[1], np.float32)
 
 
 # ---- exposure -----------------------------------------------------------------------------------------------------------
@@ -152,7 +152,7 @@ class CameraResponse:
 
     @staticmethod
     def named(name: str) -> CameraResponse:
-        """"srgb", "linear" or "gammaX" (encoded ** X), the same for all channels. Raises InputError for other names."""
+        """One of "srgb", "linear" or "gammaX" (encoded ** X), the same for all channels. Raises InputError for other names."""
         encoded = np.linspace(0.0, 1.0, RESPONSE_NODES)
         if name == "srgb":
             curve = srgb_decode(encoded)
@@ -202,7 +202,7 @@ class CameraResponse:
             table = self.codes(encoded.dtype)
             codes = encoded
         elif self.is_linear:
-            return np.clip(encoded, 0.0, 1.0).astype(np.float32, copy=False)
+            return np.asarray(np.clip(encoded, 0.0, 1.0), np.float32)
         else:
             table = self.codes(np.dtype(np.uint16))
             codes = np.rint(np.clip(encoded, 0.0, 1.0) * 65535.0).astype(np.uint16)
@@ -300,4 +300,4 @@ def radiance_interval_codes(response: CameraResponse, noise: NoiseModel, dtype: 
 
 def clipping_nearness(encoded: FloatArray) -> FloatArray:
     """0 up to TAPER_ENCODED, 1 from CLIPPED_ENCODED, linear between."""
-    return np.clip((encoded - TAPER_ENCODED) / (CLIPPED_ENCODED - TAPER_ENCODED), 0, 1)
+    return np.asarray(np.clip((encoded - TAPER_ENCODED) / (CLIPPED_ENCODED - TAPER_ENCODED), 0, 1))

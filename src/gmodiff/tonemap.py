@@ -77,9 +77,9 @@ class CameraLook:
         raw = self._raw(stops)
         raw_top = float(self._raw(np.float32(self.content_stops)))
         if raw_top <= self.headroom:
-            return raw
+            return np.asarray(raw, np.float32)
         k2 = np.float32(1 / self.headroom**2 - 1 / raw_top**2)
-        return np.minimum(raw / np.sqrt(1 + k2 * raw * raw), np.float32(self.headroom))
+        return np.asarray(np.minimum(raw / np.sqrt(1 + k2 * raw * raw), np.float32(self.headroom)), np.float32)
 
     def _raw(self, stops: Any) -> Any:
         relax = np.float32(SHOULDER_RELAX_STOPS)
@@ -100,7 +100,7 @@ class CameraLook:
         for c, plane in enumerate(planes):
             plane = np.maximum(plane, 0)
             if highlights:
-                plane /= above
+                plane = plane / above
             np.sqrt(plane, out=plane)
             plane *= _ROOT_LEVELS
             plane = self.curves[:, c].take(plane.astype(np.uint16))
@@ -137,7 +137,7 @@ def _finished(name: str, curves: Any, slope: float, colour: ColourSpace, content
     matrix = None if output == colour else colour.matrix_to(output).astype(np.float32)
     stops = max(content_stops, 0.0)
     look = CameraLook(name, np.asarray(curves, np.float32), slope, stops, max_headroom, matrix)
-    headroom = float(np.clip(look.extend_stops(np.float32(stops)), MIN_HEADROOM_STOPS, max_headroom))
+    headroom = float(np.clip(look.extend_stops(np.array(stops, np.float32)), MIN_HEADROOM_STOPS, max_headroom))
     return replace(look, headroom=headroom)
 
 
@@ -308,7 +308,7 @@ class _LocalTone:
         over = brightest > _SOFT_CLIP
         if over.any():
             # What local detail lifts beyond white is bent back, all channels alike, so that its hue stays.
-            m = brightest[over]
+            m = np.asarray(brightest[over], np.float32)
             scale = np.ones_like(brightest)
             scale[over] = _soft_clip(m) / m
             for plane in planes:
@@ -351,8 +351,8 @@ def _guided_coefficients(guide: F32, radius: int, epsilon: float) -> tuple[F32, 
 
     average = mean(guide)
     variance = np.maximum(mean(guide * guide) - average * average, 0)
-    a = variance / (variance + np.float32(epsilon))
-    return mean(a), mean((1 - a) * average)
+    a = np.asarray(variance / (variance + np.float32(epsilon)), np.float32)
+    return mean(a), mean(np.asarray((1 - a) * average, np.float32))
 
 
 def upsample_rows(grid: F32, first: int, end: int, height: int, width: int) -> F32:
