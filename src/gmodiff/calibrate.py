@@ -30,6 +30,9 @@ from gmodiff.tiling import for_each_strip
 SMALL_SIDE = 640
 """Longer side in pixels, about, of the copies that are aligned and sampled."""
 
+SMALLEST_ALIGNED = 32
+"""Shorter side in pixels of a copy below which there is nothing to align by."""
+
 SAMPLED_PIXELS = 150_000
 """Pixels of a pair that are looked at, on a regular grid."""
 
@@ -41,6 +44,9 @@ SAMPLE_RANGE = (2.0 / 255.0, 0.975)
 
 FEWEST_SAMPLES, TOO_FEW_SAMPLES = 24, 300
 """Samples of a pair below which it shares nothing, and below which it is left out of the fit."""
+
+LARGE_REFINEMENT_STOPS = 0.2
+"""Change of a known ratio from which it is told to the user."""
 
 LARGE_DISAGREEMENT_STOPS = 0.25
 """Disagreement left from which the frame is named to the user."""
@@ -82,7 +88,7 @@ def calibrate(
     def choose() -> ResponseChoice:
         usable = [p if p.count >= TOO_FEW_SAMPLES else NO_SAMPLES for p in samples]
         exact = exposure_source == "given"
-        return choose_response(usable, known, exact=exact, given=given, transfer=transfer, force_estimate=force_estimate)
+        return choose_response(usable, known, exact=exact, given=given, certain=linear, transfer=transfer, force_estimate=force_estimate)
 
     start = given or response_of_log2(response_prior().mean, "prior")
     every = range(len(frames) - 1)
@@ -104,7 +110,7 @@ def calibrate(
     scale = (frames[reference].exposure if exposures_known else 1.0) / exposures[reference]
     left = _disagreements(samples, choice.response, ratios)
     before = _disagreements(samples, CameraResponse.named("srgb"), ratios)
-    notes = _notes(frames, known, exposure_source, choice, samples, left)
+    notes = _notes(frames, known, exposure_source, choice, samples, left, response is not None)
     source = exposure_source if exposures_known else "estimated"
     return tuple(float(e * scale) for e in exposures), choice.response, Calibration(source, left, before, notes)
 
@@ -150,7 +156,8 @@ def _gather(small: Sequence[Frame], response: CameraResponse, indices: Sequence[
 def _align_and_sample(small: Sequence[Frame], response: CameraResponse, index: int) -> tuple[Alignment, PairSamples]:
     short, long = small[index], small[index + 1]
     # The fit takes its samples from smooth places, where what is left by a global motion does no harm.
-    alignment = align_frame(short, long, response, dense=False)
+    tiny = min(short.height, short.width) < SMALLEST_ALIGNED
+    alignment = Alignment() if tiny else align_frame(short, long, response, dense=False)
     warped, coverage = warp_rows(long, alignment, 0, long.height)
     return alignment, _sample(short.encoded, warped, None if coverage is None else coverage > 0.9)
 
@@ -219,6 +226,7 @@ def _notes(
     choice: ResponseChoice,
     samples: Sequence[PairSamples],
     left: Sequence[float],
+    is_given: bool,
 ) -> tuple[str, ...]:
     """What was assumed, what contradicted what, and which frames still disagree."""
     notes = []
@@ -228,6 +236,9 @@ def _notes(
             text = f"{frames[i + 1].name}: {says} {known[i]:+.1f} stops from {frames[i].name}, pixels say {choice.pixel_ratios[i]:+.1f}"
             hint = " (a hand-set lens reports no aperture)" if source == "exif" else ""
             notes.append(f"{text}; used as given" if source == "given" else f"{text}; using {choice.ratios[i]:+.1f}{hint}")
+        elif abs(choice.ratios[i] - known[i]) > LARGE_REFINEMENT_STOPS:  # False where unknown: NaN
+            text = f"{frames[i + 1].name}: {says} {known[i]:+.2f} stops from {frames[i].name}"
+            notes.append(f"{text}, refined by the pixels to {choice.ratios[i]:+.2f}")
     for i, pair in enumerate(samples):
         if pair.count < TOO_FEW_SAMPLES:
             notes.append(
@@ -235,6 +246,7 @@ def _notes(
             )
     if choice.own_channels:
         notes.append("the colour channels have curves of their own; greys may shift slightly with brightness")
+    cause = "the response given is not this camera's" if is_given else "a camera setting changed"
     large = [stops > LARGE_DISAGREEMENT_STOPS for stops in left]
     named: set[int] = set()
     for i, is_large in enumerate(large):
@@ -245,5 +257,5 @@ def _notes(
             text = f"{frames[i + 1].name} disagrees with its neighbours by {left[i]:.2f} and {left[i + 1]:.2f} stops"
         else:
             text = f"{frames[i].name} and {frames[i + 1].name} disagree by {left[i]:.2f} stops"
-        notes.append(f"{text} after calibration: something moved everywhere, or a camera setting changed")
+        notes.append(f"{text} after calibration: something moved everywhere, or {cause}")
     return tuple(notes)

@@ -15,10 +15,13 @@ import numpy as np
 
 from gmodiff.radiometry import CameraResponse
 from gmodiff.response import ResponseFit, fit_channels, fit_response, log2_of_response, response_of_log2
-from gmodiff.ridge import PairSamples, Ridge, find_ridges, ridge_misfit, ridge_ratio
+from gmodiff.ridge import NO_SAMPLES, PairSamples, Ridge, disagreement_stops, find_ridges, ridge_misfit, ridge_ratio
 
 CONTRADICTION_STOPS = 0.5
 """A known ratio further than this from what the pixels say is wrong."""
+
+LARGEST_SCATTER_STOPS = 0.4
+"""Median disagreement of a pair's samples under their own best ratio from which they are no evidence (real brackets: up to 0.25)."""
 
 RATIO_SIGMA_STOPS = 0.07
 """Doubt about a known ratio: nominal 1/30 s is 1/32 s (0.09 stop), and shutters and daylight vary."""
@@ -68,24 +71,35 @@ def choose_response(
     *,
     exact: bool = False,
     given: CameraResponse | None = None,
+    certain: bool = False,
     transfer: str = "srgb",
     force_estimate: bool = False,
 ) -> ResponseChoice:
     """The response and ratios that explain the samples best.
 
     pairs: one entry per pair of neighbours, `NO_SAMPLES` where it shares too little. known: ratio of each pair, all NaN where unknown.
-    exact: the known ratios are never changed. given: the response to use. transfer: of the frames' colour profile (`ColourSpace`).
-    force_estimate: fit a curve even where a plain one does.
+    exact: the known ratios are never changed. given: the response to use; certain: it is beyond doubt (linear frames).
+    transfer: of the frames' colour profile (`ColourSpace`). force_estimate: fit a curve even where a plain one does.
     """
     is_known = all(math.isfinite(k) for k in known)
-    if given is not None:
-        return _with_given(pairs, known, given, exact, is_known)
+    if given is not None and (certain or not is_known):
+        return _with_certain(pairs, known, given, exact)
     fit, ridges = fit_response(pairs, [math.nan] * len(pairs), ratio_sigmas=[math.inf] * len(pairs))
+    if is_known:
+        # What fits nothing (another scene, a failed alignment) has no say about exposures that are known.
+        scatter = [disagreement_stops(p, fit.log2_curves, r) for p, r in zip(pairs, fit.log2_ratios, strict=True)]
+        if any(s > LARGEST_SCATTER_STOPS for s in scatter):
+            pairs = [NO_SAMPLES if s > LARGEST_SCATTER_STOPS else p for p, s in zip(pairs, scatter, strict=True)]
+            fit, ridges = fit_response(pairs, [math.nan] * len(pairs), ratio_sigmas=[math.inf] * len(pairs))
     plain = [] if force_estimate else [CameraResponse.named(name) for name in _plain_names(transfer)]
     nothing = tuple(False for _ in pairs)
     if not is_known:
         return _with_unknown(plain, fit, ridges, nothing)
-    pixels, contradicted = _reconcile(known, _explanations(fit, ridges))
+    pixels, contradicted = _reconcile(known, _explanations(fit, ridges, given))
+    if given is not None:
+        said = [ridge_ratio(r, log2_of_response(given)) for r in ridges]
+        trusted = [k if exact or not wrong else p for k, p, wrong in zip(known, pixels, contradicted, strict=True)]
+        return ResponseChoice(given, tuple(trusted if exact else _refined(trusted, said, contradicted)), pixels, contradicted)
     if not exact and all(wrong or not math.isfinite(p) for wrong, p in zip(contradicted, pixels, strict=True)) and any(contradicted):
         return _with_unknown(plain, fit, ridges, contradicted, fallback=known)
 
@@ -99,7 +113,7 @@ def choose_response(
         curves = log2_of_response(response)
         own = trusted if exact else _refined(trusted, [ridge_ratio(r, curves) for r in ridges], contradicted)
         misfit = ridge_misfit(ridges, curves, own)
-        if misfit <= best:
+        if misfit < best:
             best, chosen = misfit, ResponseChoice(response, tuple(own), pixels, contradicted)
     return chosen or _with_channels(ResponseFit(fit.log2_curves, ratios, fit.misfit), ridges, pixels, contradicted)
 
@@ -107,30 +121,18 @@ def choose_response(
 def _plain_names(transfer: str) -> list[str]:
     """Plain curves worth trying: the usual ones and what the colour profile says."""
     names = ["srgb", "gamma2.2", "linear"]
-    return names if transfer in names else [*names, f"gamma{transfer}"]
+    return names if transfer in names else [f"gamma{transfer}", *names]
 
 
-def _with_given(pairs: Sequence[PairSamples], known: Sequence[float], given: CameraResponse, exact: bool, is_known: bool) -> ResponseChoice:
-    """Ratios under a response that is not to be questioned; EXIF is only overruled where the family's curves agree that it is wrong."""
+def _with_certain(pairs: Sequence[PairSamples], known: Sequence[float], given: CameraResponse, exact: bool) -> ResponseChoice:
+    """Under a response that leaves no exponent open the pixels measure the ratios."""
     curves = log2_of_response(given)
     ridges = find_ridges(pairs, curves, [math.nan] * len(pairs))
+    ridges = find_ridges(pairs, curves, [ridge_ratio(r, curves) for r in ridges], CONTRADICTION_STOPS)
     said = tuple(ridge_ratio(r, curves) for r in ridges)
-    ridges = find_ridges(pairs, curves, said, CONTRADICTION_STOPS)
-    said = tuple(ridge_ratio(r, curves) for r in ridges)
-    if not is_known:
-        return ResponseChoice(given, said, said, (False,) * len(pairs))
-    explanations = [_Explanation(said, 0.95, 1.05)]
-    if not given.is_linear:
-        fit, _ = fit_response(pairs, [math.nan] * len(pairs), ratio_sigmas=[math.inf] * len(pairs))
-        explanations.append(_Explanation(fit.log2_ratios, *FAMILY_FACTORS))
-    pixels, contradicted = _reconcile(known, explanations)
-    if exact:
-        ratios = list(known)
-    elif given.is_linear:  # no exponent in doubt: the pixels measure the ratios
-        ratios = [s if math.isfinite(s) else k for s, k in zip(said, known, strict=True)]
-    else:
-        ratios = _refined([p if wrong else k for k, p, wrong in zip(known, pixels, contradicted, strict=True)], said, contradicted)
-    return ResponseChoice(given, tuple(ratios), pixels, contradicted)
+    contradicted = tuple(abs(s - k) > CONTRADICTION_STOPS for s, k in zip(said, known, strict=True))  # False where one is NaN
+    ratios = tuple(k if exact or not math.isfinite(s) else s for s, k in zip(said, known, strict=True))
+    return ResponseChoice(given, ratios, said, contradicted)
 
 
 def _with_channels(
@@ -157,7 +159,7 @@ def _with_unknown(
     limit, best = _plain_limit(fit), None
     for response in plain:
         misfit = math.inf if response.is_linear else _shape_misfit(response, ridges)
-        if misfit <= limit:
+        if misfit < limit:
             limit, best = misfit, response
     curves = fit.log2_curves if best is None else log2_of_response(best)
     said = fit.log2_ratios if best is None else tuple(ridge_ratio(r, curves) for r in ridges)
@@ -185,9 +187,12 @@ def _mean_rise(ratios: Sequence[float]) -> float:
     return sum(finite) / len(finite) if finite else math.nan
 
 
-def _explanations(fit: ResponseFit, ridges: Sequence[Sequence[Ridge]]) -> list[_Explanation]:
-    """The measured family, and the plain curves whose shape the pixels allow."""
+def _explanations(fit: ResponseFit, ridges: Sequence[Sequence[Ridge]], given: CameraResponse | None) -> list[_Explanation]:
+    """The measured family, the response given, and the plain curves whose shape the pixels allow."""
     out = [_Explanation(fit.log2_ratios, *FAMILY_FACTORS)]
+    if given is not None:
+        curves = log2_of_response(given)
+        out.append(_Explanation(tuple(ridge_ratio(r, curves) for r in ridges), 0.95, 1.05))
     for name, lowest, highest, unlikely in (("srgb", 0.9, 1.1, 0.0), ("gamma2.2", 0.75, 1.2, 0.0), ("linear", 0.95, 1.05, 0.15)):
         response = CameraResponse.named(name)
         if _shape_misfit(response, ridges) <= _plain_limit(fit):
