@@ -13,7 +13,7 @@ from gmodiff.image import HDRImage
 from gmodiff.radiometry import SRGB, ColourSpace, srgb_decode, srgb_encode
 
 
-def rendition(height: int = 192, width: int = 256, peak: float = 6.0) -> np.ndarray:
+def rendition(height: int = 192, width: int = 256, peak: float = 6.0, darkest: float = 0.0) -> np.ndarray:
     """(H, W, 3) float32 display-linear: a grey ramp, smooth colours, and three coloured lights above SDR white."""
     y, x = np.mgrid[0:height, 0:width] / np.array([height, width]).reshape(2, 1, 1)
     base = np.stack([0.02 + 0.5 * x, 0.02 + 0.4 * y, 0.03 + 0.3 * (1 - x) * (1 - y) + 0.1 * x], axis=-1) ** 1.5
@@ -21,7 +21,7 @@ def rendition(height: int = 192, width: int = 256, peak: float = 6.0) -> np.ndar
     for cy, cx, colour in ((0.3, 0.75, (1, 0.9, 0.7)), (0.7, 0.3, (1, 0.25, 0.1)), (0.75, 0.7, (0.3, 0.6, 1))):
         spot = np.exp(-(((y - cy) / 0.08) ** 2 + ((x - cx) / 0.08) ** 2))
         base += peak * spot[..., None] * np.array(colour)
-    return np.minimum(base, peak).astype(np.float32)
+    return np.clip(base, darkest, peak).astype(np.float32)
 
 
 def sdr_base(linear: np.ndarray) -> np.ndarray:
@@ -30,10 +30,16 @@ def sdr_base(linear: np.ndarray) -> np.ndarray:
 
 
 def picture(
-    height: int = 192, width: int = 256, *, channels: int = 3, colour: ColourSpace = SRGB, exif: bytes | None = None
+    height: int = 192,
+    width: int = 256,
+    *,
+    channels: int = 3,
+    colour: ColourSpace = SRGB,
+    exif: bytes | None = None,
+    darkest: float = 0.0,
 ) -> HDRImage:
     """A complete HDRImage: rendition, base, full-size map, provenance."""
-    linear = rendition(height, width)
+    linear = rendition(height, width, darkest=darkest)
     base = sdr_base(linear)
     shown = srgb_decode(base.astype(np.float32) / 255)
     if channels == 1:

@@ -27,6 +27,9 @@ HALF_MAX = 65504.0
 RGBE_MAX = 2.0**126
 """Far above any light, and within the exponent byte with room for rounding."""
 
+RGBE_MIN = 2.0**-100
+"""Far below any light; smaller values would leave the exponent byte, or float's own precision."""
+
 _STRIP_ROWS = 256  # a multiple of the rows that every EXR compression packs together
 
 
@@ -83,6 +86,7 @@ def rgbe_rounded(linear: F32) -> F32:
     that a picture gets darker by 0.3 % on average; adding just under half a step first makes it rounding.
     """
     light = np.clip(np.nan_to_num(linear, posinf=RGBE_MAX), 0, np.float32(RGBE_MAX))
+    light[light < RGBE_MIN] = 0
     brightest = light.max(axis=2, keepdims=True)
     _, exponent = np.frexp(brightest)
     step = np.ldexp(np.float32(1), exponent - 8)

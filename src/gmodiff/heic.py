@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ import numpy as np
 import pi_heif
 from numpy.typing import NDArray
 
+from gmodiff.decode import _check_heif_texts
 from gmodiff.gainmap import GainMap, GainMapMetadata
 from gmodiff.hdrgm import find_packets
 from gmodiff.radiometry import FloatArray
@@ -37,13 +39,15 @@ class HeicHDR:
 
 def open_hdr(path: Path, accept: Callable[[int, int], None]) -> HeicHDR:
     """Look into a HEIC file. accept is called with the sizes of all that is decoded."""
-    with path.open("rb") as file:
+    data = path.read_bytes()
+    _check_heif_texts(data)
+    with io.BytesIO(data) as file:
         photo = pi_heif.open_heif(file, convert_hdr_to_8bit=False, bgr_mode=False)
         accept(*photo.size)
         found = HeicHDR(exif=photo.info.get("exif"))
         nclx = photo.info.get("nclx_profile")
         if nclx and int(nclx["transfer_characteristics"]) == _PQ:
-            codes = np.asarray(photo)[:, : photo.size[0], :3]
+            codes = np.array(photo)[:, : photo.size[0], :3]  # a copy: the photo's memory goes with it
             bits = int(photo.info.get("bit_depth", 8))
             # Stored in the high bits; repeated below, so that the largest code becomes 65535.
             found.pq_codes = codes | (codes >> np.uint16(bits)) if codes.dtype == np.uint16 else codes.astype(np.uint16) * np.uint16(257)
@@ -55,12 +59,12 @@ def open_hdr(path: Path, accept: Callable[[int, int], None]) -> HeicHDR:
         kind = APPLE_KIND if APPLE_KIND in maps else next(iter(maps))
         auxiliary = photo.get_aux_image(maps[kind][0])
         accept(*auxiliary.size)
-        codes = np.asarray(auxiliary)
+        codes = np.array(auxiliary)  # a copy: the picture's memory goes with it, and NumPy does not know
     codes = codes if codes.ndim == 3 else codes[..., None]
     codes = codes[:, : auxiliary.size[0]]
     if codes.dtype != np.uint8:
         codes = (codes >> 8).astype(np.uint8)
-    _interpret(found, kind, np.ascontiguousarray(codes[..., : 1 if codes.shape[2] < 3 else 3]), path.read_bytes())
+    _interpret(found, kind, np.ascontiguousarray(codes[..., : 1 if codes.shape[2] < 3 else 3]), data)
     return found
 
 

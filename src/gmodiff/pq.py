@@ -24,6 +24,7 @@ from PIL import AvifImagePlugin
 
 from gmodiff import floatfiles
 from gmodiff.avif import boxes, code_points, rewrap, size_and_depth
+from gmodiff.decode import _png_chunks
 from gmodiff.errors import FileFormatError, InputError, MissingDependencyError, OutputError
 from gmodiff.exif import clean_block
 from gmodiff.hdrgm import Packet, facts_metadata, find_packets
@@ -35,7 +36,7 @@ CODE_POINTS = (9, 16, 0, 1)
 """BT.2020 primaries, PQ, RGB, full range (ITU-T H.273)."""
 
 _MANTISSA_BITS = 13
-_LOWEST, _HIGHEST = -34, 6  # powers of two of linear light, 1.0 = SDR white: PQ ends at 10000 cd/m2 = 2**5.6
+_LOWEST, _HIGHEST = -40, 6  # powers of two of linear light, 1.0 = SDR white: code 0 ends near 2**-39, PQ at 10000 cd/m2 = 2**5.6
 _STRIP_ROWS = 128
 
 
@@ -239,15 +240,12 @@ def _refuse_hlg(transfer: int) -> None:
 def read_png(path: Path, accept: Callable[[int, int], None]) -> HDRImage:
     """A PQ PNG of 8 or 16 bits."""
     data = path.read_bytes()
-    codes, points = _oiio_codes(path, accept)
-    exif = None
-    at = 8
-    while at + 12 <= len(data):
-        length, kind = struct.unpack_from(">I4s", data, at)
-        if kind == b"eXIf":
-            exif = data[at + 8 : at + 8 + length]
-        at += 12 + length
-    return from_codes(codes, points[0], "PNG, PQ", exif, packets=find_packets(data))
+    chunks = _png_chunks(data)  # checks every checksum first: libpng would complain on stderr
+    accept(*struct.unpack_from(">II", chunks[b"IHDR"]))
+    codes = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION)
+    if codes is None or codes.ndim != 3:
+        raise FileFormatError("is damaged: its PNG data cannot be decoded")
+    return from_codes(codes, chunks[b"cICP"][0], "PNG, PQ", chunks.get(b"eXIf"), packets=find_packets(data))
 
 
 def read_jxl(path: Path, accept: Callable[[int, int], None]) -> HDRImage:

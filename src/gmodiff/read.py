@@ -87,7 +87,9 @@ def _read(place: Path, head: bytes, accept: Accept, max_pixels: int) -> HDRImage
         return pq.read_jxl(place, accept)
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
         transfer = pq.png_transfer(head)
-        return pq.read_png(place, accept) if transfer in (pq.PQ, pq.HLG) else _plain(place, max_pixels)
+        if transfer == pq.HLG:
+            raise FileFormatError("is coded as HLG, which is not read here; PQ is")
+        return pq.read_png(place, accept) if transfer == pq.PQ else _plain(place, max_pixels)
     if head.startswith((b"v/1\x01", b"#?RADIANCE", b"#?RGBE")):
         return floatfiles.read(place, head, accept)
     if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
@@ -109,40 +111,50 @@ def _read(place: Path, head: bytes, accept: Accept, max_pixels: int) -> HDRImage
 def _plain(place: Path, max_pixels: int) -> HDRImage:
     """A photo without HDR: its decoded pixels are the rendition, and the base."""
     photo = read_photo(place, max_pixels=max_pixels)
-    top = np.iinfo(photo.encoded.dtype).max
-    light = np.asarray(photo.colour.decode(np.arange(top + 1) / top), np.float32)
-    base = np.rint(np.asarray(srgb_encode(light)) * 255).astype(np.uint8).take(photo.encoded)
-    screen = replace(photo.colour, transfer="srgb")
     metadata = {"format": f"{place.suffix.lstrip('.').upper() or 'plain'} photo (SDR)", "notes": list(photo.notes)}
+    return _sdr(photo.encoded, photo.colour, photo.exif, metadata)
+
+
+def _sdr(codes: NDArray[Any], colour: ColourSpace, exif: bytes | None, metadata: dict[str, Any]) -> HDRImage:
+    """An HDRImage of (H, W, 3) uint8 or uint16 codes that are their own rendition."""
+    top = np.iinfo(codes.dtype).max
+    light = np.asarray(colour.decode(np.arange(top + 1) / top), np.float32)
+    base = np.rint(np.asarray(srgb_encode(light)) * 255).astype(np.uint8).take(codes)
+    screen = replace(colour, transfer="srgb")
     return HDRImage(
-        light.take(photo.encoded), base, content="rendition", colour=screen, base_colour=screen, exif=photo.exif, metadata=metadata
+        light.take(codes), base, content="rendition", colour=screen, base_colour=screen, exif=exif, metadata=metadata
     )
 
 
 def _read_jpeg(place: Path, accept: Accept, max_pixels: int) -> HDRImage:
     parts = split(place.read_bytes())
-    if parts.gain_map is None or parts.stored is None:
-        image = _plain(place, max_pixels)
-        return replace(image, metadata={**image.metadata, "notes": [*image.metadata["notes"], *parts.notes]})
     notes = list(parts.notes)
+    if parts.gain_map is None and not parts.facts:
+        image = _plain(place, max_pixels)
+        return replace(image, metadata={**image.metadata, "notes": [*image.metadata["notes"], *notes]})
     with ThreadPoolExecutor(2) as pool:
-        second = pool.submit(_jpeg_pixels, parts.gain_map, "gain map", accept)
-        base_codes, map_codes = _jpeg_pixels(parts.base, "photo", accept), second.result()
+        second = None if parts.gain_map is None else pool.submit(_jpeg_pixels, parts.gain_map, "gain map", accept)
+        base_codes = _jpeg_pixels(parts.base, "photo", accept)
+        map_codes = None if second is None else second.result()
     if base_codes.shape[2] == 1:
         base_codes = np.repeat(base_codes, 3, axis=2)
-    facts = read_exif(parts.exif or b"")
-    base_codes, map_codes = upright(base_codes, facts.orientation), upright(map_codes, facts.orientation)
+    orientation = read_exif(parts.exif or b"").orientation
+    base_codes = upright(base_codes, orientation)
     colour = _colour(parts.icc, "photo", notes)
-    alternate = colour if parts.stored.metadata.use_base_colour_space else _colour(parts.map_icc, "gain map", notes, colour)
-    metadata = {"format": _jpeg_kind(parts), "notes": notes, "forms": list(parts.forms), "disagreement": parts.disagreement}
     exif = clean_block(parts.exif, base_codes.shape[1], base_codes.shape[0]) if parts.exif else None
-    metadata |= facts_metadata(parts.facts)
-    return from_gain_map(
-        base_codes, GainMap(map_codes, parts.stored.metadata), colour, alternate, parts.stored.base_is_hdr, exif, metadata
-    )
+    metadata = {"format": _jpeg_kind(parts), "notes": notes, **facts_metadata(parts.facts)}
+    if map_codes is None or parts.stored is None:
+        # Our own file whose gain map was lost; the reader of photos to merge refuses our files.
+        return _sdr(base_codes, colour, exif, metadata)
+    metadata |= {"forms": list(parts.forms), "disagreement": parts.disagreement}
+    alternate = colour if parts.stored.metadata.use_base_colour_space else _colour(parts.map_icc, "gain map", notes, colour)
+    gain_map = GainMap(upright(map_codes, orientation), parts.stored.metadata)
+    return from_gain_map(base_codes, gain_map, colour, alternate, parts.stored.base_is_hdr, exif, metadata)
 
 
 def _jpeg_kind(parts: Parts) -> str:
+    if parts.gain_map is None:
+        return "JPG photo (SDR)"
     if "xmp" in parts.forms and "iso" in parts.forms:
         return "Ultra HDR JPEG"
     return "gain-map JPEG, ISO 21496-1 only" if "iso" in parts.forms else "Ultra HDR JPEG, XMP only"

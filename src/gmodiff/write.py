@@ -119,18 +119,12 @@ def check_writable(
     read = {_identity(Path(p)) for p in inputs}
     seen: set[str] = set()
     for path in map(Path, (*paths, *others)):
-        identity = _identity(path)
-        if identity in read:
-            raise OutputError(f"{path} is one of the photos being read; choose another name for the output")
-        if identity in seen:
-            raise OutputError(f"{path} is named twice as an output")
-        seen.add(identity)
-        if path.is_dir():
-            raise OutputError(f"{path} is a folder; expected the name of a file")
-        if path.exists() and not path.is_file():
-            raise OutputError(f"{path} exists and is not a regular file")
-        if path.exists() and not force:
-            raise OutputError(f"{path} exists already; use --force (force=True) to replace it")
+        try:
+            _check_place(path, force, read, seen)
+        except OSError as reason:
+            raise _output_error(path, reason) from reason
+        except ValueError as reason:  # a zero byte in the name
+            raise OutputError(f"{str(path)!r} is not a file name: {reason}") from reason
     for folder in {Path(os.path.realpath(p)).parent for p in (*paths, *others)}:
         if not folder.is_dir():
             raise OutputError(f"folder {folder} does not exist; create it first")
@@ -139,6 +133,21 @@ def check_writable(
                 pass
         except OSError as reason:
             raise _output_error(folder, reason) from reason
+
+
+def _check_place(path: Path, force: bool, read: set[str], seen: set[str]) -> None:
+    identity = _identity(path)
+    if identity in read:
+        raise OutputError(f"{path} is one of the photos being read; choose another name for the output")
+    if identity in seen:
+        raise OutputError(f"{path} is named twice as an output")
+    seen.add(identity)
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder; expected the name of a file")
+    if path.exists() and not path.is_file():
+        raise OutputError(f"{path} exists and is not a regular file")
+    if path.exists() and not force:
+        raise OutputError(f"{path} exists already; use --force (force=True) to replace it")
 
 
 def _identity(path: Path) -> str:
