@@ -1,4 +1,5 @@
 import errno
+import importlib
 import io
 import json
 import os
@@ -20,7 +21,6 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 import chromium_hdr
-import gmodiff.write
 from gmodiff import avif, floatfiles, pq
 from gmodiff.errors import GMODiffError, InputError, MissingDependencyError, OutputError
 from gmodiff.exif import read_exif
@@ -32,6 +32,7 @@ from gmodiff.ultrahdr import split
 from gmodiff.write import PROVENANCE_COLOURS, SUFFIXES, check_writable, write, write_provenance
 from hdr_samples import exif_block, picture
 
+WRITE = importlib.import_module("gmodiff.write")  # the attribute of the package may be the function of that name
 EXIFTOOL = shutil.which("exiftool")
 PICTURE = picture(exif=exif_block(orientation=1, thumbnail=b"\xff\xd8 a stale thumbnail \xff\xd9"))
 
@@ -411,7 +412,7 @@ def test_a_folder_that_refuses_is_one_clear_line(tmp_path, monkeypatch):
     def refuse(*_args, **_options):
         raise PermissionError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr(gmodiff.write.tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr(WRITE.tempfile, "TemporaryFile", refuse)
     with pytest.raises(OutputError, match=r"not writable \(read-only file system\)"):
         check_writable([tmp_path / "a.jpg"])
 
@@ -448,7 +449,7 @@ def test_failure_at_the_last_step_leaves_nothing(tmp_path, monkeypatch, suffix, 
         raise failure
 
     (tmp_path / f"a{suffix}").write_bytes(b"precious")
-    monkeypatch.setattr(gmodiff.write.os, "replace", fail)
+    monkeypatch.setattr(WRITE.os, "replace", fail)
     expected = OutputError if isinstance(failure, OSError) else type(failure)
     with pytest.raises(expected, match="no space left" if isinstance(failure, OSError) else None):
         write(PICTURE, tmp_path / f"a{suffix}", force=True)
@@ -493,7 +494,7 @@ for suffix in ("jpg", "png", "avif", "jxl", "exr", "hdr", "tif"):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits on file size are POSIX")
 def test_a_disk_that_really_fills_up(tmp_path):
-    source = Path(gmodiff.write.__file__).parents[1]
+    source = Path(WRITE.__file__).parents[1]
     environment = {**os.environ, "PYTHONPATH": f"{source}{os.pathsep}{Path(__file__).parent}"}
     run = subprocess.run([sys.executable, "-c", FULL_DISK, str(tmp_path)], env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
