@@ -96,8 +96,8 @@ def merge(
     shortest = min([*others, bracket.reference])
 
     def strip(first: int, end: int) -> None:
-        value, labels, missing = _merge_rows(bracket, alignments, tables, others, shortest, first, end)
-        radiance[first:end] = value
+        value = radiance[first:end]
+        labels, missing = _merge_rows(bracket, alignments, tables, others, shortest, first, end, value)
         provenance[first:end] = labels
         if missing is not None:
             unmeasured[first] = missing
@@ -169,8 +169,12 @@ def _merge_rows(
     shortest: int,
     first: int,
     end: int,
-) -> tuple[F32, NDArray[np.uint8], NDArray[np.uint8] | None]:
-    """One strip: (rows, W, 3) radiance, (rows, W) labels, and (rows, W, 3) uint8 0..255 "not measured", or None if all was."""
+    value: F32,
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+    """One strip: radiance goes into value, (rows, W, 3).
+
+    Returns (rows, W) labels, and (rows, W, 3) uint8 0..255 "not measured", or None where all was.
+    """
     height = bracket.shape[0]
     halo = GHOST_WINDOW_PX // 2 + EDGE_PX // 2
     top, bottom = max(first - halo, 0), min(end + halo, height)
@@ -219,11 +223,11 @@ def _merge_rows(
             short_codes, short_agrees = warped, agrees
     np.maximum(confidence, used, out=confidence)
 
-    value = total.divided_by(weight)
+    total.divided_by(weight, value)
     labels = ((clipped | black) & (used > 0.5)).astype(np.uint8) * np.uint8(ALIGNED)
     unsure = confidence < SURE
     if not unsure.any():
-        return value, labels, None
+        return labels, None
     at = np.nonzero(unsure)
     share = _smoothstep((confidence[at] - DOUBTFUL) / (SURE - DOUBTFUL))[:, None]
     trust = short_agrees[at][:, None]
@@ -237,28 +241,26 @@ def _merge_rows(
     missing = np.zeros(value.shape, np.uint8)
     missing[at] = np.rint(lost * 255)
     labels[at] = np.where(lost.max(axis=1) > 0.5, np.uint8(INFERRED), labels[at])
-    return value, labels, missing
+    return labels, missing
 
 
 class _Planes:
     """Weighted sum of radiance, one plane per channel: contiguous planes are what NumPy is fast on."""
 
     def __init__(self, codes: NDArray[Any], radiance: F32, weight: F32) -> None:
-        self._sums = [_look_up(radiance[:, c], codes[..., c]) * weight for c in range(3)]
+        self._sums = [_look_up(radiance[:, c], plane) * weight for c, plane in enumerate(cv2.split(codes))]
 
     def add(self, codes: NDArray[Any], radiance: F32, weight: F32) -> None:
         """Add weight * radiance of the codes."""
-        for c, total in enumerate(self._sums):
-            sample = _look_up(radiance[:, c], codes[..., c])
-            sample *= weight
-            total += sample
+        for c, (total, plane) in enumerate(zip(self._sums, cv2.split(codes), strict=True)):
+            cv2.accumulateProduct(_look_up(radiance[:, c], plane), weight, total)
 
-    def divided_by(self, weight: F32) -> F32:
-        """(rows, W, 3) weighted mean."""
+    def divided_by(self, weight: F32, out: F32) -> None:
+        """Weighted mean into out, (rows, W, 3)."""
         scale = 1 / np.maximum(weight, np.float32(1e-20))
         for total in self._sums:
             total *= scale
-        return np.asarray(cv2.merge(self._sums), np.float32)
+        cv2.merge(self._sums, out)
 
 
 def _agreement(low: NDArray[Any], high: NDArray[Any], least: NDArray[Any], low_i: NDArray[Any], high_i: NDArray[Any]) -> F32:
@@ -367,7 +369,8 @@ def _look_up(table: NDArray[Any], codes: NDArray[Any]) -> NDArray[Any]:
 
 def _largest(values: NDArray[Any]) -> NDArray[Any]:
     """(rows, W): the largest of the three channels."""
-    return np.asarray(cv2.max(cv2.max(values[..., 0], values[..., 1]), values[..., 2]))
+    a, b, c = cv2.split(values)  # contiguous planes: OpenCV would copy strided views one by one
+    return np.asarray(cv2.max(cv2.max(a, b), c))
 
 
 def _smoothstep(t: NDArray[Any]) -> NDArray[Any]:
