@@ -82,6 +82,8 @@ def test_headroom_from_apples_maker_note():
 
 def test_rec709_ends_and_knee():
     assert rec709_decode(np.array([0.0, 0.0405, 1.0])).tolist() == pytest.approx([0, 0.009, 1])
+    light = np.array([0.018, 0.18, 0.5])
+    assert rec709_decode(1.099 * light**0.45 - 0.099) == pytest.approx(light)  # BT.709-6, item 1.2, forwards
     assert np.diff(rec709_decode(np.linspace(0, 1, 1001))).min() > 0
 
 

@@ -169,8 +169,14 @@ def test_png_has_code_points_and_light_level_and_other_decoders_read_its_pixels(
     opened.close()
     assert np.abs(pixels.astype(int) - expected).max() <= 1
     with Image.open(io.BytesIO(data)) as image:
-        image.load()  # Pillow checks the zlib checksum and all CRCs
+        image.load()  # Pillow checks all CRCs
         assert image.size == (40, 300)
+    packed, at = b"", 8
+    while at < len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        packed += data[at + 8 : at + 8 + length] if kind == b"IDAT" else b""
+        at += 12 + length
+    assert len(zlib.decompress(packed)) == 300 * (40 * 6 + 1)  # raises where the checksum of the whole is wrong
 
 
 def test_avif_has_code_points_light_level_and_metadata(tmp_path):
