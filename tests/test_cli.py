@@ -9,14 +9,13 @@ import time
 from pathlib import Path
 
 import cv2
-import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
-from synthetic import photos, scene
 
 import gmodiff
 from gmodiff.cli import command, main
+from synthetic import photos, scene
 
 SOURCE = Path(gmodiff.__file__).parents[1]
 

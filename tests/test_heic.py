@@ -10,7 +10,7 @@ from gmodiff import avif
 from gmodiff.gainmap import GainMapMetadata
 from gmodiff.hdrgm import map_xmp
 from gmodiff.heic import APPLE_KIND, apple_gain_map, apple_headroom_stops, rec709_decode
-from gmodiff.read import read
+from gmodiff.reader import read
 
 GOLDEN = (Path(__file__).parent / "golden" / "display_p3.heic").read_bytes()
 SAMSUNG_KIND = "urn:com:samsung:photo:2024:aux:hdrgainmap"

@@ -13,9 +13,9 @@ from gmodiff.icc import profile_bytes
 from gmodiff.image import HDRImage
 from gmodiff.inspection import as_text, describe, preview, render_preview
 from gmodiff.radiometry import DISPLAY_P3, SRGB, srgb_decode, srgb_encode
-from gmodiff.read import read
+from gmodiff.reader import read
 from gmodiff.ultrahdr import ISO_HEADER, XMP_HEADER, join
-from gmodiff.write import write
+from gmodiff.writer import write
 from hdr_samples import exif_block, jpeg, picture, segment
 
 PICTURE = replace(picture(exif=exif_block()), metadata={"look": "camera"})

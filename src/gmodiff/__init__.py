@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from gmodiff.gainmap import GainMap
     from gmodiff.image import Bracket, HDRImage
     from gmodiff.pipeline import reconstruct
-    from gmodiff.read import read
-    from gmodiff.write import write
+    from gmodiff.reader import read
+    from gmodiff.writer import write
 
 __all__ = ["Bracket", "GMODiffError", "GainMap", "HDRImage", "read", "read_bracket", "reconstruct", "write"]
 
@@ -30,10 +30,10 @@ _HOMES = {
     "GMODiffError": "errors",
     "GainMap": "gainmap",
     "HDRImage": "image",
-    "read": "read",
+    "read": "reader",
     "read_bracket": "bracket",
     "reconstruct": "pipeline",
-    "write": "write",
+    "write": "writer",
 }
 
 

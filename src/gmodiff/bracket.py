@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ import numpy as np
 
 from gmodiff.errors import InputError
 from gmodiff.exposure import Brightness, known_exposures, measure_brightness
+from gmodiff.hdrgm import GMODIFF
 from gmodiff.image import MAX_FRAMES, MIN_FRAMES, Bracket, Frame, Progress
 from gmodiff.photo import MAX_PIXELS, Photo, is_camera_raw, read_photo
 from gmodiff.radiometry import CameraResponse, NoiseModel
@@ -185,6 +187,18 @@ def _read_photos(files: list[Path], max_pixels: int, progress: Progress | None) 
     if progress is not None:
         progress("read", 1.0)
     return [photo for photo, _ in results], [brightness for _, brightness in results]
+
+
+def _refuse_own_result(path: Path) -> None:
+    """A second `gmodiff merge *.jpg` finds the first one's result among the photos: say so, rather than merge it."""
+    if not path.is_file() or not os.access(path, os.R_OK):
+        return  # reading it gives the better message
+    with path.open("rb") as file:
+        marked = GMODIFF.encode() in file.read(1 << 17)  # XMP stands near the start in JPEG and PNG, at the end in AVIF and JXL
+        file.seek(max(path.stat().st_size - (1 << 17), 0))
+        marked = marked or GMODIFF.encode() in file.read()
+    if marked:
+        raise InputError(f"{path.name} was made by gmodiff and is no photo of a bracket: leave it out, or write results to another folder")
 
 
 def _short_names(files: list[Path]) -> list[str]:

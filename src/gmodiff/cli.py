@@ -123,14 +123,14 @@ def merge(
     if not MIN_HEADROOM <= headroom <= MAX_HEADROOM:
         raise InputError(f"--headroom {headroom:g}: expected {MIN_HEADROOM:g} to {MAX_HEADROOM:g} stops")
     targets = [Path(o) for o in outputs] or [Path(f"{Path(photos[0]).stem}_hdr.jpg")]
-    from gmodiff.write import check_writable
+    from gmodiff.writer import check_writable
 
     extra = [Path(p) for p in (provenance, save_response) if p is not None]
     check_writable(targets, force=force, others=extra, inputs=[Path(p) for p in photos])
 
     from gmodiff.bracket import read_bracket, save_response_file
     from gmodiff.pipeline import reconstruct
-    from gmodiff.write import write, write_provenance
+    from gmodiff.writer import write, write_provenance
 
     with _Reporter(quiet or as_json) as report:
         bracket = read_bracket(

@@ -202,7 +202,7 @@ def _from_pillow(image: ImageFile.ImageFile, *, lossy: bool) -> Decoded:
 def decode_heif(path: Path, accept: Accept) -> Decoded:
     """HEIC / HEIF of 8 to 12 bits, the primary picture; libheif has already turned it upright."""
     data = path.read_bytes()
-    _check_heif_texts(data)
+    check_heif_texts(data)
     with io.BytesIO(data) as file:
         image = pi_heif.open_heif(file, convert_hdr_to_8bit=False, bgr_mode=False)
         accept(*image.size)
@@ -220,7 +220,7 @@ def decode_heif(path: Path, accept: Accept) -> Decoded:
     return decoded
 
 
-def _check_heif_texts(data: bytes) -> None:
+def check_heif_texts(data: bytes) -> None:
     """Refuse item and auxiliary types that are not ASCII: pi-heif 1.4 crashes the process on them (ISO/IEC 14496-12, section 8.11.6)."""
     at = 0
     while at + 8 <= len(data):
@@ -253,7 +253,7 @@ def decode_png(path: Path, accept: Accept) -> Decoded:
     accept(width, height)
     if bits == 1:
         raise FileFormatError("is a black-and-white (1-bit) picture, which holds no exposure")
-    chunks = _png_chunks(data)
+    chunks = png_chunks(data)
     decoded = Decoded(np.empty(0), exif=_plain_exif(chunks.get(b"eXIf")))
     if b"cICP" in chunks and len(chunks[b"cICP"]) >= 2:
         decoded.colour = coded_colour(chunks[b"cICP"][0], chunks[b"cICP"][1])
@@ -273,7 +273,7 @@ def decode_png(path: Path, accept: Accept) -> Decoded:
     return decoded
 
 
-def _png_chunks(data: bytes) -> dict[bytes, bytes]:
+def png_chunks(data: bytes) -> dict[bytes, bytes]:
     """First chunk of each kind; raises FileFormatError at a wrong checksum or a missing end (PNG, section 5.3)."""
     chunks: dict[bytes, bytes] = {}
     view, at = memoryview(data), 8
@@ -385,3 +385,17 @@ def _head(path: Path, count: int) -> bytes:
 
 def _first_line(message: str) -> str:
     return (message.strip().splitlines() or ["no reason given"])[0].strip()[:160]
+
+
+def upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """(H, W, C) pixels as EXIF orientation 1 to 8 says they are to be seen (Exif 3.0, section 4.6.5.2)."""
+    turned = pixels
+    if orientation in (5, 7):
+        turned = cv2.transpose(pixels)
+        turned = cv2.rotate(turned, cv2.ROTATE_180) if orientation == 7 else turned
+    turn = {3: cv2.ROTATE_180, 6: cv2.ROTATE_90_CLOCKWISE, 8: cv2.ROTATE_90_COUNTERCLOCKWISE}.get(orientation)
+    if turn is not None:
+        turned = cv2.rotate(pixels, turn)
+    elif orientation in (2, 4):
+        turned = cv2.flip(pixels, {2: 1, 4: 0}[orientation])
+    return np.asarray(turned if turned.ndim == 3 else turned[..., None])  # OpenCV drops a single channel

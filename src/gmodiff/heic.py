@@ -12,7 +12,7 @@ import numpy as np
 import pi_heif
 from numpy.typing import NDArray
 
-from gmodiff.decode import _check_heif_texts
+from gmodiff.decode import check_heif_texts
 from gmodiff.gainmap import GainMap, GainMapMetadata
 from gmodiff.hdrgm import find_packets
 from gmodiff.radiometry import FloatArray
@@ -40,7 +40,7 @@ class HeicHDR:
 def open_hdr(path: Path, accept: Callable[[int, int], None]) -> HeicHDR:
     """Look into a HEIC file. accept is called with the sizes of all that is decoded."""
     data = path.read_bytes()
-    _check_heif_texts(data)
+    check_heif_texts(data)
     with io.BytesIO(data) as file:
         photo = pi_heif.open_heif(file, convert_hdr_to_8bit=False, bgr_mode=False)
         accept(*photo.size)

@@ -18,9 +18,9 @@ from gmodiff.exif import read_exif
 from gmodiff.hdrgm import alternate_colour
 from gmodiff.image import HDRImage
 from gmodiff.radiometry import F32, SDR_WHITE_NITS, SRGB, luminance_weights, srgb_decode, srgb_encode
-from gmodiff.read import apply_gain, read
+from gmodiff.reader import apply_gain, read
 from gmodiff.tiling import for_each_strip
-from gmodiff.write import check_writable, replacing
+from gmodiff.writer import check_writable, replacing
 
 BANDING_STOPS = 4.0
 """An 8-bit map over a wider range has steps that show in skies."""

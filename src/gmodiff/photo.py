@@ -21,7 +21,6 @@ from PIL import Image, ImageCms
 from gmodiff import decode
 from gmodiff.errors import FileFormatError, GMODiffError, InputError
 from gmodiff.exif import ExifFacts, block_from_facts, clean_block, merge_facts, read_exif, rebuilt_block
-from gmodiff.hdrgm import GMODIFF
 from gmodiff.icc import colour_space_from_icc
 from gmodiff.radiometry import ADOBE_RGB, SRGB, ColourSpace
 from gmodiff.raw import RawDevelopment, decode_raw
@@ -92,7 +91,6 @@ def read_photo(path: str | PathLike[str], *, max_pixels: int = MAX_PIXELS, raw_d
 
     facts, development = ExifFacts(), None
     try:
-        _refuse_own_result(path)
         if kind == "tiff":
             facts = _with_file(path, read_exif)
         if kind == "raw" or facts.raw_sensor:
@@ -113,14 +111,6 @@ def read_photo(path: str | PathLike[str], *, max_pixels: int = MAX_PIXELS, raw_d
         raise FileFormatError(f"{name} is truncated or damaged: {reason}") from error
 
 
-def _refuse_own_result(path: Path) -> None:
-    """A second `gmodiff merge *.jpg` finds the first one's result among the photos: say so, rather than merge it."""
-    with path.open("rb") as file:
-        head = file.read(1 << 17)  # where XMP stands in every format we write
-    if GMODIFF.encode() in head:
-        raise InputError("was made by gmodiff and is no photo of a bracket: leave it out, or write results to another folder")
-
-
 def shown_name(path: Path) -> str:
     """The file's name for a message of one line."""
     return path.name if path.name.isprintable() else ascii(path.name)
@@ -133,7 +123,7 @@ def _finished(path: Path, kind: str, decoded: decode.Decoded, facts: ExifFacts, 
     decoded.pixels = np.empty(0)  # the only reference from here on: no second copy stays alive
     pixels, colour = _to_rgb(pixels, decoded, facts, notes)
     orientation = facts.orientation if decoded.orientation is None else decoded.orientation
-    encoded = _upright(pixels, orientation)
+    encoded = decode.upright(pixels, orientation)
     height, width = encoded.shape[:2]
     exif = clean_block(decoded.exif, width, height) if decoded.exif else None
     if exif is None and kind in ("tiff", "raw"):
@@ -276,14 +266,3 @@ def _through_littlecms(image: Image.Image, icc: bytes) -> NDArray[np.uint8]:
     if converted is None:
         raise FileFormatError("has an ICC profile that cannot be used: convert it to sRGB first")
     return np.asarray(converted)
-
-
-def _upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """The pixels as EXIF orientation 1 to 8 says they are to be seen (Exif 3.0, section 4.6.5.2)."""
-    if orientation in (5, 7):
-        pixels = cv2.transpose(pixels)
-        return cv2.rotate(pixels, cv2.ROTATE_180) if orientation == 7 else pixels
-    turn = {3: cv2.ROTATE_180, 6: cv2.ROTATE_90_CLOCKWISE, 8: cv2.ROTATE_90_COUNTERCLOCKWISE}.get(orientation)
-    if turn is not None:
-        return cv2.rotate(pixels, turn)
-    return cv2.flip(pixels, {2: 1, 4: 0}[orientation]) if orientation in (2, 4) else pixels

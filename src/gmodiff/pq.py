@@ -24,7 +24,7 @@ from PIL import AvifImagePlugin
 
 from gmodiff import floatfiles
 from gmodiff.avif import boxes, code_points, rewrap, size_and_depth
-from gmodiff.decode import _png_chunks
+from gmodiff.decode import png_chunks
 from gmodiff.errors import FileFormatError, InputError, MissingDependencyError, OutputError
 from gmodiff.exif import clean_block
 from gmodiff.hdrgm import Packet, facts_metadata, find_packets
@@ -240,7 +240,7 @@ def _refuse_hlg(transfer: int) -> None:
 def read_png(path: Path, accept: Callable[[int, int], None]) -> HDRImage:
     """A PQ PNG of 8 or 16 bits."""
     data = path.read_bytes()
-    chunks = _png_chunks(data)  # checks every checksum first: libpng would complain on stderr
+    chunks = png_chunks(data)  # checks every checksum first: libpng would complain on stderr
     accept(*struct.unpack_from(">II", chunks[b"IHDR"]))
     codes = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION)
     if codes is None or codes.ndim != 3:

@@ -1,5 +1,4 @@
 import errno
-import importlib
 import io
 import json
 import os
@@ -27,12 +26,12 @@ from gmodiff.exif import read_exif
 from gmodiff.gainmap import GainMapMetadata
 from gmodiff.image import HDRImage
 from gmodiff.radiometry import BT2020, DISPLAY_P3, SRGB, luminance_weights, pq_encode
-from gmodiff.read import read
+from gmodiff.reader import read
 from gmodiff.ultrahdr import split
-from gmodiff.write import PROVENANCE_COLOURS, SUFFIXES, check_writable, write, write_provenance
+from gmodiff.writer import PROVENANCE_COLOURS, SUFFIXES, check_writable, write, write_provenance
 from hdr_samples import exif_block, picture
 
-WRITE = importlib.import_module("gmodiff.write")  # the attribute of the package may be the function of that name
+WRITE = sys.modules["gmodiff.writer"]
 EXIFTOOL = shutil.which("exiftool")
 PICTURE = picture(exif=exif_block(orientation=1, thumbnail=b"\xff\xd8 a stale thumbnail \xff\xd9"))
 
@@ -479,7 +478,7 @@ import resource, sys
 from pathlib import Path
 import numpy as np
 from gmodiff.errors import OutputError
-from gmodiff.write import write
+from gmodiff.writer import write
 from hdr_samples import picture
 folder = Path(sys.argv[1])
 image = picture(200, 200)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import JpegImagePlugin
 
 from gmodiff import avif, floatfiles, heic, pq
+from gmodiff.decode import upright
 from gmodiff.errors import FileFormatError, GMODiffError, InputError
 from gmodiff.exif import clean_block, read_exif
 from gmodiff.gainmap import GainMap
@@ -121,9 +122,7 @@ def _sdr(codes: NDArray[Any], colour: ColourSpace, exif: bytes | None, metadata:
     light = np.asarray(colour.decode(np.arange(top + 1) / top), np.float32)
     base = np.rint(np.asarray(srgb_encode(light)) * 255).astype(np.uint8).take(codes)
     screen = replace(colour, transfer="srgb")
-    return HDRImage(
-        light.take(codes), base, content="rendition", colour=screen, base_colour=screen, exif=exif, metadata=metadata
-    )
+    return HDRImage(light.take(codes), base, content="rendition", colour=screen, base_colour=screen, exif=exif, metadata=metadata)
 
 
 def _read_jpeg(place: Path, accept: Accept, max_pixels: int) -> HDRImage:
@@ -186,14 +185,6 @@ def _colour(icc: bytes | None, what: str, notes: list[str], otherwise: ColourSpa
     return colour or otherwise
 
 
-def upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """(H, W, C) pixels as EXIF orientation 1 to 8 says they are to be seen (Exif 2.32, section 4.6.4, tag 0x0112)."""
-    turned = pixels.swapaxes(0, 1) if orientation > 4 else pixels
-    rows = slice(None, None, -1) if orientation in (3, 4, 7, 8) else slice(None)
-    columns = slice(None, None, -1) if orientation in (2, 3, 6, 7) else slice(None)
-    return np.ascontiguousarray(turned[rows, columns])
-
-
 # ---- applying a gain map ------------------------------------------------------------------------------------------------
 
 
@@ -224,9 +215,7 @@ def from_gain_map(
     else:
         radiance = apply_gain(base_codes, light, gain_map, colour, alternate)
         base = base_codes if (to_screen == np.arange(256)).all() else to_screen.take(base_codes)
-    return HDRImage(
-        radiance, base, gain_map, content="rendition", colour=screen, base_colour=screen, exif=exif, metadata=metadata
-    )
+    return HDRImage(radiance, base, gain_map, content="rendition", colour=screen, base_colour=screen, exif=exif, metadata=metadata)
 
 
 def apply_gain(

@@ -56,9 +56,7 @@ _MAX_JPEG_SIDE = 65500
 StrPath = str | os.PathLike[str]
 
 
-def write(
-    image: HDRImage, path: StrPath, *, quality: int = 95, compact: bool = False, strip: bool = False, force: bool = False
-) -> None:
+def write(image: HDRImage, path: StrPath, *, quality: int = 95, compact: bool = False, strip: bool = False, force: bool = False) -> None:
     """Write a picture; the suffix says how (see SUFFIXES).
 
     quality: 1 to 100, of the JPEG base and map, AVIF and JPEG XL. compact: Ultra HDR with a quarter-size one-channel map and

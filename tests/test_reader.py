@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from gmodiff.decode import upright
 from gmodiff.errors import FileFormatError, GMODiffError, InputError
 from gmodiff.exif import read_exif
 from gmodiff.gainmap import GainMap, GainMapMetadata, apply_log2_gain, log2_gain
@@ -19,9 +20,9 @@ from gmodiff.hdrgm import iso_bytes, map_xmp, primary_xmp
 from gmodiff.icc import profile_bytes
 from gmodiff.image import HDRImage
 from gmodiff.radiometry import ADOBE_RGB, BT2020, DISPLAY_P3, SRGB, ColourSpace, srgb_decode
-from gmodiff.read import apply_gain, enlarged_rows, read, upright
+from gmodiff.reader import apply_gain, enlarged_rows, read
 from gmodiff.ultrahdr import ISO_HEADER, XMP_HEADER, join, split, with_metadata
-from gmodiff.write import write
+from gmodiff.writer import write
 from hdr_samples import exif_block, jpeg, picture, rendition, sdr_base, segment
 
 PICTURE = picture()
