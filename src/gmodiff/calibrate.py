@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from gmodiff.align import Alignment, align_frame, warp_rows
 from gmodiff.errors import InputError
 from gmodiff.image import Calibration, Frame, Progress
-from gmodiff.radiometry import CameraResponse
+from gmodiff.radiometry import CLIPPED_ENCODED, CameraResponse
 from gmodiff.response import log2_of_response, response_of_log2, response_prior
 from gmodiff.response_choice import ResponseChoice, choose_response
-from gmodiff.ridge import F64, NO_SAMPLES, PairSamples, disagreement_stops
+from gmodiff.ridge import BLACK_ENCODED, F64, NO_SAMPLES, PairSamples, disagreement_stops
 from gmodiff.tiling import for_each_strip
 
 SMALL_SIDE = 640
@@ -37,10 +37,7 @@ SAMPLED_PIXELS = 150_000
 """Pixels of a pair that are looked at, on a regular grid."""
 
 LEVELS, SAMPLES_PER_LEVEL = 32, 400
-"""Brightness levels, and samples kept at each per pair and channel: dark and bright count alike, whatever the scene shows most."""
-
-SAMPLE_RANGE = (2.0 / 255.0, 0.975)
-"""Encoded values that carry information at all; the fit keeps a margin to either end (`ridge.VALID_ENCODED`)."""
+"""Levels of the brighter frame, and samples kept at each per pair and channel: dark and bright count alike, whatever the scene shows."""
 
 FEWEST_SAMPLES, TOO_FEW_SAMPLES = 24, 300
 """Samples of a pair below which it shares nothing, and below which it is left out of the fit."""
@@ -172,16 +169,16 @@ def _sample(short: NDArray[np.uint16], long: NDArray[np.uint16], covered: NDArra
         encoded.append(image[rows, columns] * np.float32(1 / 65535))
         contrast = cv2.morphologyEx(np.ascontiguousarray(image), cv2.MORPH_GRADIENT, kernel)[rows, columns] * np.float32(1 / 65535)
         spread += contrast / (encoded[-1] + np.float32(0.05))
-    darker, brighter = np.minimum(*encoded), np.maximum(*encoded)
-    valid = (darker > SAMPLE_RANGE[0]) & (brighter < SAMPLE_RANGE[1])
+    brighter = np.maximum(*encoded)
+    valid = (brighter > BLACK_ENCODED) & (brighter < CLIPPED_ENCODED)
     if covered is not None:
         valid &= covered[rows, columns, None]
     rng = np.random.default_rng(0)
     chosen: list[tuple[F64, F64]] = []
     for c in range(3):
         at = np.flatnonzero(valid[..., c])
-        x, y, rough = (image[..., c].ravel()[at] for image in (*encoded, spread))
-        level = ((x + y) * (LEVELS / 2)).astype(np.intp)
+        x, y, rough, light = (image[..., c].ravel()[at] for image in (*encoded, spread, brighter))
+        level = (light * LEVELS).astype(np.intp)
         share = SAMPLES_PER_LEVEL / np.maximum(np.bincount(level, minlength=LEVELS), 1)
         keep = np.flatnonzero(rng.random(len(at)) < share[level])
         keep = keep[np.argsort(rough[keep])]
@@ -198,7 +195,7 @@ def _refuse_unshared(frames: Sequence[Frame], samples: Sequence[PairSamples], kn
     for a, b, pair, ratio in zip(frames[:-1], frames[1:], samples, known, strict=True):
         if pair.count >= (FEWEST_SAMPLES if math.isfinite(ratio) else TOO_FEW_SAMPLES):
             continue
-        dark, bright = _share(a, below=SAMPLE_RANGE[0]), _share(b, above=SAMPLE_RANGE[1])
+        dark, bright = _share(a, below=BLACK_ENCODED), _share(b, above=CLIPPED_ENCODED)
         if dark > 0.999:
             reason = f"{a.name} is black throughout; leave it out"
         elif bright > 0.999:

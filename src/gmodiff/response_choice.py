@@ -29,7 +29,7 @@ RATIO_SIGMA_STOPS = 0.07
 FAMILY_FACTORS = (0.8, 1.25)
 """How far a camera's exponent may lie from the measured family's mean."""
 
-PLAIN_MARGIN, PLAIN_MARGIN_STOPS = 1.25, 0.008
+PLAIN_MARGIN, PLAIN_MARGIN_STOPS = 1.5, 0.012
 """A plain curve is preferred where its misfit is at most the fitted curve's times the one plus the other."""
 
 CHANNEL_GAIN_STOPS, CHANNEL_GAIN = 0.03, 0.5

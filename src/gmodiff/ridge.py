@@ -25,8 +25,17 @@ GRID: F64 = np.linspace(0.0, 1.0, RESPONSE_NODES)
 VALID_ENCODED = (0.02, 0.95)
 """Where a ridge is used: above the noise floor in the darker frame, below clipping in the brighter one."""
 
+BLACK_ENCODED = 2.0 / 255.0
+"""Encoded values up to here say that it was dark, not how dark."""
+
+ENCODED_SIGMA = 0.008
+"""Deviation of an encoded sample, two 8-bit codes: what motion is told from."""
+
 BIN_STOPS = 0.2
 """Width of a bin, in stops of radiance."""
+
+LARGEST_SPREAD_STOPS = 0.5
+"""Scatter (standard deviation, estimated robustly) of a bin from which noise has the upper hand and the bin is left out."""
 
 BIN_SAMPLES = (12, 256)
 """Samples in a bin: with fewer it is left out, and the smoothest of more are enough."""
@@ -40,7 +49,8 @@ class PairSamples:
     """Aligned samples of two neighbouring exposures.
 
     short, long: per channel, (N_c,) encoded values 0..1 in the shorter and in the longer exposure, smoothest surroundings first:
-    a sample in a textured place suffers more from misalignment, so a ridge uses the first half of each bin.
+    a sample in a textured place suffers more from misalignment, so a ridge uses the first half of each bin. Samples that are black
+    in the darker frame belong to the set: without them noise would lift what is left, while a median bears them.
     """
 
     short: Three
@@ -48,8 +58,13 @@ class PairSamples:
 
     @property
     def count(self) -> int:
-        """Samples in all channels."""
-        return sum(len(z) for z in self.short)
+        """Samples in all channels that neither frame saw black."""
+        return sum(int(np.count_nonzero(m)) for m in self.measured)
+
+    @property
+    def measured(self) -> tuple[NDArray[np.bool_], ...]:
+        """Per channel, (N_c,) whether both frames saw more than black."""
+        return tuple(np.minimum(a, b) > BLACK_ENCODED for a, b in zip(self.short, self.long, strict=True))
 
 
 @dataclass(frozen=True)
@@ -85,7 +100,7 @@ def find_ridge(short: F64, long: F64, log2_curve: F64, log2_ratio: float, gate_s
 
     short, long: as in `PairSamples`. log2_curve: (RESPONSE_NODES,) log2 of an inverse response; log2_ratio: log2(long / short).
     Both only have to be near: where the noise is small the pairs found do not depend on them. Samples that disagree by more than
-    gate_stops have moved and are left out.
+    gate_stops beyond the noise have moved and are left out.
     """
     slope = np.gradient(log2_curve, GRID[1])
     a, b = look_up(log2_curve, short) + log2_ratio, look_up(log2_curve, long)
@@ -98,8 +113,14 @@ def find_ridge(short: F64, long: F64, log2_curve: F64, log2_ratio: float, gate_s
     if bins < 1:
         return NO_RIDGE
     index = np.floor((radiance - low) / (high - low) * bins)
-    index[(radiance < low) | (radiance >= high) | (np.abs(difference) > gate_stops)] = bins
+    index[(radiance < low) | (radiance >= high)] = bins
     index = index.astype(np.int16)
+    if gate_stops < np.inf:
+        # What is in a bin scatters by the noise of its encoded values; moved is what lies beyond.
+        centre = low + (high - low) / bins * (np.arange(bins + 1) + 0.5)
+        noise = [look_up(slope, np.interp(centre - shift, log2_curve, GRID)) for shift in (log2_ratio, 0.0)]
+        gate = gate_stops + 3 * ENCODED_SIGMA * np.hypot(*noise)
+        index[np.abs(difference) > gate[index]] = bins
     order = np.argsort(index, kind="stable")  # smoothest first within each bin, as the samples came
     first = np.searchsorted(index[order], np.arange(bins + 1))
     count = np.diff(first)
@@ -119,6 +140,8 @@ def find_ridge(short: F64, long: F64, log2_curve: F64, log2_ratio: float, gate_s
     middle = medians(difference[chosen])
     spread = 1.4826 * medians(np.abs(difference[chosen] - middle[:, None]))
     at, w = medians(radiance[chosen]), medians(weight[chosen])
+    clear = spread < LARGEST_SPREAD_STOPS
+    at, w, middle, spread, taken = at[clear], w[clear], middle[clear], spread[clear], taken[clear]
     # Each frame takes its share of the difference as its noise demands: the two encoded values of a noise-free sample.
     encoded_short = np.interp(at + (1 - w) * middle - log2_ratio, log2_curve, GRID)
     encoded_long = np.interp(at - w * middle, log2_curve, GRID)
@@ -140,10 +163,9 @@ def find_ridges(
 
 
 def median_ratio(pair: PairSamples, log2_curves: F64) -> float:
-    """log2 exposure ratio as the median over samples of all channels; NaN without samples."""
-    if not pair.count:
-        return float("nan")
-    return float(np.median(np.concatenate([_rise(pair.short[c], pair.long[c], log2_curves[:, c]) for c in range(3)])))
+    """log2 exposure ratio as the median over the measured samples of all channels; NaN without samples."""
+    rises = _measured_rises(pair, log2_curves)
+    return float(np.median(rises)) if len(rises) else float("nan")
 
 
 def ridge_ratio(ridges: Sequence[Ridge], log2_curves: F64) -> float:
@@ -169,11 +191,9 @@ def ridge_misfit(ridges: Sequence[Sequence[Ridge]], log2_curves: F64, log2_ratio
 
 
 def disagreement_stops(pair: PairSamples, log2_curves: F64, log2_ratio: float) -> float:
-    """Median |disagreement| of a pair's samples in stops, all channels, noise and motion included; NaN without samples."""
-    if not pair.count or not np.isfinite(log2_ratio):
-        return float("nan")
-    parts = [np.abs(_rise(pair.short[c], pair.long[c], log2_curves[:, c]) - log2_ratio) for c in range(3)]
-    return float(np.median(np.concatenate(parts)))
+    """Median |disagreement| of a pair's measured samples in stops, all channels, noise and motion included; NaN without samples."""
+    rises = _measured_rises(pair, log2_curves)
+    return float(np.median(np.abs(rises - log2_ratio))) if len(rises) and np.isfinite(log2_ratio) else float("nan")
 
 
 def weighted_median(values: F64, weights: F64) -> float:
@@ -181,6 +201,10 @@ def weighted_median(values: F64, weights: F64) -> float:
     order = np.argsort(values)
     below = np.cumsum(weights[order])
     return float(values[order][np.searchsorted(below, below[-1] / 2)])
+
+
+def _measured_rises(pair: PairSamples, log2_curves: F64) -> F64:
+    return np.concatenate([_rise(pair.short[c][m], pair.long[c][m], log2_curves[:, c]) for c, m in enumerate(pair.measured)])
 
 
 def _rise(short: F64, long: F64, log2_curve: F64) -> F64:
