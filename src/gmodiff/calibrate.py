@@ -196,14 +196,14 @@ def _refuse_unshared(frames: Sequence[Frame], samples: Sequence[PairSamples], kn
         if pair.count >= (FEWEST_SAMPLES if math.isfinite(ratio) else TOO_FEW_SAMPLES):
             continue
         dark, bright = _share(a, below=BLACK_ENCODED), _share(b, above=CLIPPED_ENCODED)
-        if dark > 0.999:
+        if pair.count >= FEWEST_SAMPLES:
+            reason = "too few to find their exposures; say them with --exposures or --ev, or add a frame between them"
+        elif dark > 0.999:
             reason = f"{a.name} is black throughout; leave it out"
         elif bright > 0.999:
             reason = f"{b.name} is clipped throughout; leave it out"
-        elif math.isfinite(ratio):
-            reason = f"they are {ratio:.1f} stops apart: add a frame between them or leave one out"
         else:
-            reason = "too few to find their exposures; say them with --exposures or --ev, or add a frame between them"
+            reason = "they are too far apart or show different things; add a frame between them or leave one out"
         raise InputError(
             f"{a.name} and {b.name} share {'no' if pair.count < FEWEST_SAMPLES else 'hardly any'} valid pixels "
             f"({100 * dark:.0f} % of {a.name} is black, {100 * bright:.0f} % of {b.name} is clipped): {reason}"

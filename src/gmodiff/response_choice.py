@@ -29,8 +29,8 @@ RATIO_SIGMA_STOPS = 0.07
 FAMILY_FACTORS = (0.8, 1.25)
 """How far a camera's exponent may lie from the measured family's mean."""
 
-PLAIN_MARGIN, PLAIN_MARGIN_STOPS = 1.5, 0.012
-"""A plain curve is preferred where its misfit is at most the fitted curve's times the one plus the other."""
+PLAIN_MARGIN, PLAIN_MARGIN_STOPS, PLAIN_LIMIT_STOPS = 1.5, 0.012, 0.08
+"""A plain curve is preferred where its misfit is at most the fitted curve's times the first plus the second, and below the third."""
 
 CHANNEL_GAIN_STOPS, CHANNEL_GAIN = 0.03, 0.5
 """Channels get curves of their own where that lowers the misfit by more than the one, to less than the other times what it was.
@@ -108,7 +108,7 @@ def choose_response(
     factor = _mean_rise(trusted) / _mean_rise(fit.log2_ratios)
     fit, ridges = fit_response(pairs, trusted, ratio_sigmas=sigmas, start=fit.log2_curves * (factor if factor > 0 else 1.0))
     ratios = tuple(t if exact or not math.isfinite(r) else r for t, r in zip(trusted, fit.log2_ratios, strict=True))
-    best, chosen = PLAIN_MARGIN * fit.misfit + PLAIN_MARGIN_STOPS, None
+    best, chosen = _plain_limit(fit), None
     for response in plain:
         curves = log2_of_response(response)
         own = trusted if exact else _refined(trusted, [ridge_ratio(r, curves) for r in ridges], contradicted)
@@ -156,7 +156,7 @@ def _with_unknown(
 
     All power laws have one shape; gamma 2.2 stands for them, and linear, which nobody stores without saying so, is out.
     """
-    limit, best = _plain_limit(fit), None
+    limit, best = _plain_shape_limit(fit), None
     for response in plain:
         misfit = math.inf if response.is_linear else _shape_misfit(response, ridges)
         if misfit < limit:
@@ -170,8 +170,13 @@ def _with_unknown(
 
 
 def _plain_limit(fit: ResponseFit) -> float:
-    """Largest shape misfit, per stop of ratio, with which a plain curve is as good as the fitted one."""
-    return (PLAIN_MARGIN * fit.misfit + PLAIN_MARGIN_STOPS) / max(_mean_rise(fit.log2_ratios), 1e-3)
+    """Largest misfit in stops with which a plain curve is as good as the fitted one."""
+    return min(PLAIN_MARGIN * fit.misfit + PLAIN_MARGIN_STOPS, PLAIN_LIMIT_STOPS)
+
+
+def _plain_shape_limit(fit: ResponseFit) -> float:
+    """The same per stop of ratio, for a curve with ratios of its own."""
+    return _plain_limit(fit) / max(_mean_rise(fit.log2_ratios), 1e-3)
 
 
 def _shape_misfit(response: CameraResponse, ridges: Sequence[Sequence[Ridge]]) -> float:
@@ -195,7 +200,7 @@ def _explanations(fit: ResponseFit, ridges: Sequence[Sequence[Ridge]], given: Ca
         out.append(_Explanation(tuple(ridge_ratio(r, curves) for r in ridges), 0.95, 1.05))
     for name, lowest, highest, unlikely in (("srgb", 0.9, 1.1, 0.0), ("gamma2.2", 0.75, 1.2, 0.0), ("linear", 0.95, 1.05, 0.15)):
         response = CameraResponse.named(name)
-        if _shape_misfit(response, ridges) <= _plain_limit(fit):
+        if _shape_misfit(response, ridges) <= _plain_shape_limit(fit):
             curves = log2_of_response(response)
             out.append(_Explanation(tuple(ridge_ratio(r, curves) for r in ridges), lowest, highest, unlikely))
     return out
