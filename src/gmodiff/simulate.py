@@ -125,16 +125,17 @@ def render_bracket(
 
     radiance: frame index to (H, W, 3) float32 scene radiance, 1.0 = white of the reference frame; a sequence or a function.
     exposures: relative exposure of each frame, rising; only ratios to the reference's matter. reference: the middle frame if None.
-    The bracket carries the camera's response, and the default noise model, as a file would leave it.
+    The bracket carries the camera's response, and the noise model that a file of this camera would get.
     """
     index = len(exposures) // 2 if reference is None else reference
     if not 0 <= index < len(exposures) or list(exposures) != sorted(exposures) or exposures[0] <= 0:
         raise InputError(f"exposures {list(exposures)} with reference {index}: expected positive, rising values and one of their indices")
+    noise = NoiseModel.of_photo(camera.iso, camera.bits, camera.jpeg_quality is not None)
     frames = []
     for i, exposure in enumerate(exposures):
         scene = radiance(i) if callable(radiance) else radiance[i]
         codes = camera.expose(camera.through_lens(scene), exposure / exposures[index], (seed, i))
-        frames.append(Frame(codes, float(exposure), names[i] if names else f"frame_{i + 1}"))
+        frames.append(Frame(codes, float(exposure), names[i] if names else f"frame_{i + 1}", noise=noise))
     return Bracket(tuple(frames), index, camera.response)
 
 
