@@ -20,17 +20,21 @@ ALLOWED = {
     "provenance": {"radiometry", "tiling"},
     "align": {"errors", "image", "radiometry", "registration"},
     "registration": {"radiometry"},
-    "response": {"errors", "radiometry"},
-    "calibrate": {"errors", "image", "radiometry", "response", "align"},
+    "ridge": {"radiometry"},
+    "response": {"radiometry", "ridge"},
+    "response_choice": {"radiometry", "response", "ridge"},
+    "calibrate": {"align", "errors", "image", "radiometry", "response", "response_choice", "ridge", "tiling"},
     "merge": {"align", "image", "provenance", "radiometry", "tiling"},
     "tonemap": {"errors", "gainmap", "image", "radiometry", "tiling"},
     "pipeline": {"align", "image", "merge", "provenance", "radiometry", "tonemap"},
     "moving_scene": {"errors", "radiometry", "tiling"},
     "simulate": {"errors", "image", "moving_scene", "radiometry", "tiling"},
+    "hdrgm": {"errors", "gainmap", "radiometry"},
+    "ultrahdr": {"errors", "gainmap", "hdrgm"},
+    "photo": {"decode", "errors", "exif", "icc", "radiometry", "raw"},
+    "bracket": {"calibrate", "errors", "exposure", "hdrgm", "image", "photo", "radiometry", "response_file"},
 }
 """Stage modules and what of this package they may import; modules not named here are the files' ends and the command."""
-
-NEVER_AT_THE_CORE = {"cli", "writer", "reader", "bracket", "photo", "inspection", "pipeline"}
 
 
 def imports(module: str) -> set[str]:
