@@ -32,7 +32,7 @@ ALLOWED = {
     "hdrgm": {"errors", "gainmap", "radiometry"},
     "ultrahdr": {"errors", "gainmap", "hdrgm"},
     "photo": {"decode", "errors", "exif", "icc", "radiometry", "raw"},
-    "bracket": {"calibrate", "errors", "exposure", "hdrgm", "image", "photo", "radiometry", "response_file"},
+    "bracket": {"calibrate", "errors", "exposure", "hdrgm", "image", "photo", "radiometry", "raw", "response_file"},
 }
 """Stage modules and what of this package they may import; modules not named here are the files' ends and the command."""
 
