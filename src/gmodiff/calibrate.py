@@ -42,6 +42,9 @@ LEVELS, SAMPLES_PER_LEVEL = 32, 400
 FEWEST_SAMPLES, TOO_FEW_SAMPLES = 24, 300
 """Samples of a pair below which it shares nothing, and below which it is left out of the fit."""
 
+REALIGNED_STOPS = 0.08
+"""Disagreement left from which a pair that moved is aligned again, with the response found: below, it is mostly noise."""
+
 LARGE_REFINEMENT_STOPS = 0.2
 """Change of a known ratio from which it is told to the user."""
 
@@ -94,7 +97,10 @@ def calibrate(
     _refuse_unshared(frames, samples, known)
     report(0.6)
     choice = choose()
-    moved = [i for i in every if not gathered[i][0].is_identity]
+    curves = log2_of_response(choice.response)
+    # NaN, too few samples to tell, counts as loose.
+    loose = [not disagreement_stops(p, curves, r) < REALIGNED_STOPS for p, r in zip(samples, choice.ratios, strict=True)]
+    moved = [i for i in every if loose[i] and not gathered[i][0].is_identity]
     if moved:
         for i, (_, again) in _gather(small, choice.response, moved).items():
             samples[i] = again
