@@ -28,23 +28,38 @@ LEFT_OUT = {"mercury_reflect": "its red channel is 3 stops away from the others 
 COMPONENTS = 3
 ANCHOR = 0.5
 
-NODES = np.concatenate([[0.002, 0.005, 0.01, 0.02], np.arange(3, 10) * 0.01, np.arange(4, 34) * 0.025, np.arange(42, 51) * 0.02])
+NODES = np.concatenate([[0.002, 0.004, 0.007], np.arange(1, 101) * 0.01])
+
+SMOOTHING = 0.05
+"""Standard deviation, in encoded values, of the smoothing of the exponents: the measured curves are broken lines over a dozen knots."""
+
+
+GRID = np.arange(1, 2001) / 2000
 
 
 def extended(encoded: np.ndarray, log2_linear: np.ndarray) -> np.ndarray:
-    """The curve on NODES, 0 at ANCHOR, continued with the exponent (d log2 linear / d log2 encoded) it has at either end."""
-    position, nodes = np.log2(encoded), np.log2(NODES)
-    curve = np.interp(nodes, position, log2_linear)
+    """The curve on GRID, 0 at ANCHOR, continued with the exponent (d log2 linear / d log2 encoded) it has at either end."""
+    position, grid = np.log2(encoded), np.log2(GRID)
     low = (log2_linear[3] - log2_linear[0]) / (position[3] - position[0])
     high = (log2_linear[-1] - log2_linear[-5]) / (position[-1] - position[-5])
-    curve = np.where(nodes < position[0], log2_linear[0] + np.clip(low, 0.5, 2.0) * (nodes - position[0]), curve)
-    curve = np.where(nodes > position[-1], log2_linear[-1] + np.clip(high, 1.0, 6.0) * (nodes - position[-1]), curve)
-    return np.asarray(curve - np.interp(np.log2(ANCHOR), position, log2_linear))
+    below, above = np.minimum(grid - position[0], 0), np.maximum(grid - position[-1], 0)
+    curve = np.interp(grid, position, log2_linear) + np.clip(low, 0.5, 2.0) * below + np.clip(high, 1.0, 6.0) * above
+    return np.asarray(curve - np.interp(ANCHOR, GRID, curve))
+
+
+def smoothed(curve: np.ndarray) -> np.ndarray:
+    """A curve on GRID with its exponents smoothed, on NODES, 0 at ANCHOR."""
+    exponent = np.diff(curve) / np.diff(np.log2(GRID))
+    reach = int(4 * SMOOTHING * len(GRID))
+    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / len(GRID) / SMOOTHING) ** 2)
+    exponent = np.convolve(np.pad(exponent, reach, mode="edge"), kernel / kernel.sum(), mode="valid")
+    smooth = np.concatenate([[0.0], np.cumsum(exponent * np.diff(np.log2(GRID)))])
+    return np.asarray(np.interp(NODES, GRID, smooth) - np.interp(ANCHOR, GRID, smooth))
 
 
 def sample_of(entry: dict[str, Any], encoded: np.ndarray) -> np.ndarray:
-    """One bracket's curve: the median of its channels, each 0 at ANCHOR."""
-    return np.median([extended(encoded, np.asarray(entry["log2_linear"][channel])) for channel in "rgb"], axis=0)
+    """One bracket's curve on NODES: the median of its channels, each 0 at ANCHOR."""
+    return smoothed(np.median([extended(encoded, np.asarray(entry["log2_linear"][channel])) for channel in "rgb"], axis=0))
 
 
 def make_prior(curves: dict[str, Any]) -> dict[str, Any]:
@@ -56,7 +71,6 @@ def make_prior(curves: dict[str, Any]) -> dict[str, Any]:
     weights /= weights.sum()
     mean = weights @ samples
     _, singular, directions = np.linalg.svd((samples - mean) * np.sqrt(weights)[:, None], full_matrices=False)
-    left = singular[COMPONENTS:] @ np.abs(directions[COMPONENTS:])
     return {
         "what": "Mean and principal components of measured inverse camera responses: log2 of linear light, 0 at encoded "
         f"{ANCHOR}, on the grid 'encoded'. A component is scaled to one standard deviation. Made by benchmarks/make_response_prior.py.",
@@ -66,9 +80,8 @@ def make_prior(curves: dict[str, Any]) -> dict[str, Any]:
         "left_out": LEFT_OUT,
         "anchor": ANCHOR,
         "encoded": [round(float(v), 4) for v in NODES],
-        "mean": [round(float(v), 4) for v in mean],
-        "components": [[round(float(v), 4) for v in s * d] for s, d in zip(singular[:COMPONENTS], directions[:COMPONENTS], strict=True)],
-        "residual": [round(float(v), 4) for v in left],
+        "mean": [round(float(v), 5) for v in mean],
+        "components": [[round(float(v), 5) for v in s * d] for s, d in zip(singular[:COMPONENTS], directions[:COMPONENTS], strict=True)],
     }
 
 
@@ -77,7 +90,8 @@ def main() -> int:
     parser.add_argument("--curves", type=Path, default=CURVES)
     parser.add_argument("--check", action="store_true", help="compare with the stored file instead of writing it")
     options = parser.parse_args()
-    text = json.dumps(make_prior(json.loads(options.curves.read_text())), indent=1) + "\n"
+    prior = make_prior(json.loads(options.curves.read_text()))
+    text = "{\n" + ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in prior.items()) + "\n}\n"
     if options.check:
         same = TARGET.read_text() == text
         print(f"{TARGET.name}: {'as made' if same else 'differs from what this script makes'}")

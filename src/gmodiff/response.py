@@ -54,8 +54,9 @@ CHANNEL_SIGMA = 0.15
 CHANNEL_NEUTRAL = (0.3, 0.7)
 """Encoded values around mid-grey, where a channel is held to the common curve most."""
 
-MIN_EXPONENT = 0.3
-"""Smallest d log2 linear / d log2 encoded of a fitted curve: it always rises."""
+LEAST_EXPONENTS = ((0.0, 0.3), (0.1, 0.4), (0.5, 0.9))
+"""Smallest d log2 linear / d log2 encoded of a fitted curve, by encoded value: it always rises, and no camera stores its middle and its
+highlights with less contrast than linear ones would have, whatever a few clipped colours suggest."""
 
 GATES_STOPS = (np.inf, 1.0, 0.5)
 """Samples that disagree with the curve so far by more than this have moved: the limit in each round of the fit."""
@@ -175,8 +176,10 @@ def fit_channels(ridges: Sequence[Sequence[Ridge]], fit: ResponseFit) -> Respons
 
 
 def monotone(log2_curves: F64) -> F64:
-    """The curves with their local exponent kept above MIN_EXPONENT, 0 at encoded 1; a curve that rises already only shifts."""
-    rise = np.maximum(np.diff(log2_curves, axis=0), MIN_EXPONENT * np.diff(np.log2(_POSITIVE_GRID))[:, None])
+    """The curves with their local exponents kept above LEAST_EXPONENTS, 0 at encoded 1; one that is above already only shifts."""
+    encoded, exponents = np.array(LEAST_EXPONENTS).T
+    least = np.interp((GRID[1:] + GRID[:-1]) / 2, encoded, exponents) * np.diff(np.log2(_POSITIVE_GRID))
+    rise = np.maximum(np.diff(log2_curves, axis=0), least[:, None])
     out = np.concatenate([np.zeros((1, log2_curves.shape[1])), np.cumsum(rise, axis=0)])
     return np.asarray(out - out[-1:])
 
