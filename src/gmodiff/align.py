@@ -2,7 +2,7 @@
 
 Both frames of a pair are brought to *matched codes*: radiance of each channel, clamped to the range that both frames measured,
 compressed by a power (which evens out shot noise) and stretched to 8 bits. Clipped and black pixels land on the ends of that
-range in both frames, so they match instead of pulling the motion. Motion is found on copies of at most a few megapixels;
+range in both frames, so they match instead of pulling the motion. Motion is found on copies of at most 1.5 megapixels;
 `warp_rows` then reads the full-size frame strip by strip.
 """
 
@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gmodiff.errors import InputError
+from gmodiff.flow import STILL_PX, find_flow, moved_by
 from gmodiff.image import Bracket, Frame
-from gmodiff.registration import displacement, find_homography, rescale
 from gmodiff.radiometry import CLIPPED_ENCODED, F32, CameraResponse
+from gmodiff.registration import displacement, find_homography, rescale, tone_table, warped
 
 F64 = NDArray[np.float64]
 U8 = NDArray[np.uint8]
@@ -27,13 +28,19 @@ U8 = NDArray[np.uint8]
 _SIDE_LIMIT = 32766
 """cv2.remap addresses source and destination with 16-bit signed integers."""
 
-_FULL_SIZE_PIXELS, _WORKING_PIXELS = 1.5e6, 6e6
-"""Up to the first the motion is sought at full size, up to four times the second at half size, then at that size."""
+_WORKING_PIXELS = 1.5e6
+"""Motion is sought on copies shrunk by a whole factor to at most this many pixels: a third of 12 megapixels each way."""
 
 _BLACK_ENCODED, _BLACK_LINEAR, _WHITE_ENCODED = 0.015, 0.0025, 0.93
 """Outside these, averages over a few pixels of an 8-bit JPEG are mostly noise or partly clipped."""
 
 _COMPRESSION = 1 / 2.4
+
+_STILL_PX, _LEAST_PIXELS = 0.4, 200
+"""A global motion below the first (at working size) is none; nothing is judged by fewer pixels than the second."""
+
+_CLEARLY, _CLEARLY_STILL = 0.97, 0.8
+"""A motion that leaves more than this share of the error is dropped; where the camera stood still, local motion must pay more."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +193,7 @@ class _Small:
 
 def _shrink(frame: Frame) -> _Small:
     size = frame.width * frame.height
-    factor = 1 if size <= _FULL_SIZE_PIXELS else max(2, int(np.ceil(np.sqrt(size / _WORKING_PIXELS))))
+    factor = max(1, int(np.ceil(np.sqrt(size / _WORKING_PIXELS))))
     shape = max(1, round(frame.width / factor)), max(1, round(frame.height / factor))
     small = frame.encoded if factor == 1 else cv2.resize(frame.encoded, shape, interpolation=cv2.INTER_AREA)
     return _Small(small, frame.exposure)
@@ -209,7 +216,7 @@ def _matched(a: _Small, b: _Small, response: CameraResponse) -> tuple[U8, U8, fl
             bottom = (low / high) ** _COMPRESSION
             level = (np.clip(codes / exposure, low, high) / high) ** _COMPRESSION
             table = np.rint(255 * np.clip((level - bottom) / (1 - bottom), 0, 1)).astype(np.uint8)
-        out.append(cv2.cvtColor(_look_up(small.encoded, table), cv2.COLOR_RGB2GRAY))
+        out.append(np.asarray(cv2.cvtColor(_look_up(small.encoded, table), cv2.COLOR_RGB2GRAY), np.uint8))
     return out[0], out[1], float(np.log2(high / low).min())
 
 
@@ -238,8 +245,73 @@ def _exposure_ratio(a: _Small, b: _Small, response: CameraResponse) -> float:
 
 
 def _align_pair(a: _Small, b: _Small, response: CameraResponse, shape: tuple[int, int], dense: bool) -> Alignment:
+    """Each step in turn, kept only where it lowers the disagreement of the pixels that both frames measured."""
     reference, frame, stops = _matched(a, b, response)
-    motion = find_homography(reference, frame)
+    height, width = reference.shape
+    everywhere = np.ones(reference.shape, np.bool_)
+    before = after = _error(reference, frame, everywhere, stops)
+    best, seen, inside = None, frame, everywhere
+    if np.isfinite(before):
+        for motion in find_homography(reference, frame):
+            moved, common = warped(frame, motion)
+            if displacement(motion, height, width).max() < _STILL_PX or common.mean() < 0.3:
+                continue
+            error, as_it_was = _error(reference, moved, common, stops), _error(reference, frame, common, stops)
+            if error < _CLEARLY * as_it_was and error < (after if best is None else 0.99 * after):
+                best, seen, inside, after = motion, moved, common, error
+    flow = None
+    if dense and np.isfinite(before):
+        matched = np.asarray(np.rint(tone_table(reference, seen, inside)), np.uint8)[seen]
+        found = find_flow(reference, matched, inside, best is None)
+        if found is not None:
+            moving = inside & (np.hypot(found.displacement[..., 0], found.displacement[..., 1]) > STILL_PX)
+            bent = np.asarray(moved_by(seen, found.displacement), np.uint8)
+            enough = _CLEARLY if best is not None else _CLEARLY_STILL
+            if _error(reference, bent, moving, stops) < enough * _error(reference, seen, moving, stops):
+                flow, after = found, _error(reference, bent, inside, stops)
+    if best is None and flow is None:
+        return Alignment(error_before=before, error_after=before)
+    scale = shape[1] / width, shape[0] / height
+    if flow is None:
+        assert best is not None
+        return Alignment(rescale(best, *scale), error_before=before, error_after=after)
+    return Alignment(
+        None if best is None else rescale(best, *scale),
+        _after_homography(flow.displacement, best, height, width) * np.array(scale, np.float32),
+        flow.coverage,
+        before,
+        after,
+    )
+
+
+def _after_homography(displacement_px: F32, motion: F64 | None, height: int, width: int) -> F32:
+    """Flow found in the registered frame, turned into what is added after the homography, in pixels of the unregistered frame."""
     if motion is None:
-        return Alignment()
-    return Alignment(rescale(motion, shape[1] / reference.shape[1], shape[0] / reference.shape[0]))
+        return displacement_px
+    rows, columns = displacement_px.shape[:2]
+    y, x = np.meshgrid((np.arange(rows) + 0.5) * height / rows - 0.5, (np.arange(columns) + 0.5) * width / columns - 0.5, indexing="ij")
+
+    def through(px: NDArray[Any], py: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+        depth = motion[2, 0] * px + motion[2, 1] * py + motion[2, 2]
+        return (
+            (motion[0, 0] * px + motion[0, 1] * py + motion[0, 2]) / depth,
+            (motion[1, 0] * px + motion[1, 1] * py + motion[1, 2]) / depth,
+        )
+
+    start, end = through(x, y), through(x + displacement_px[..., 0], y + displacement_px[..., 1])
+    return np.stack([end[0] - start[0], end[1] - start[1]], axis=-1).astype(np.float32)
+
+
+def _error(reference: U8, frame: U8, where: NDArray[np.bool_], stops: float) -> float:
+    """Mean disagreement in stops, each pixel's limited to one stop, over pixels that both measured; NaN where those are too few.
+
+    Both are smoothed a little first: interpolation smooths noise, and that alone must not look like a better fit.
+    """
+    a, b = (np.asarray(cv2.GaussianBlur(p, (0, 0), 1.2), np.uint8) for p in (reference, frame))
+    valid = where & (reference > 1) & (reference < 254) & (frame > 1) & (frame < 254)
+    count = int(valid.sum())
+    if count < _LEAST_PIXELS:
+        return float("nan")
+    table = tone_table(a, b, valid)
+    difference = np.abs(a[valid] - table[b[valid]]) * np.float32(stops / 255)
+    return float(np.minimum(difference, 1).mean())

@@ -1,4 +1,4 @@
-"""Motion between two images of one scene: a robust homography, and dense flow that keeps to the evidence.
+"""Global motion between two images of one scene: a robust homography.
 
 Images here are *matched codes*: one 8-bit channel in which a scene point has the same value in both (see `align`).
 Homographies map pixel centres (integers) of the first image to pixels of the second.
@@ -19,6 +19,12 @@ U8 = NDArray[np.uint8]
 
 _GLOBAL_PIXELS = 1.1e6
 """The homography is found on an image of at most this many pixels: a quarter of 12 megapixels each way."""
+
+_MIN_POINTS = 60
+"""Textured points without which no motion is sought."""
+
+_DETAIL_PX = 15
+"""What is wider than this counts as shading, not as detail."""
 
 _COARSEST = 48
 """Shorter side, in pixels, of the coarsest level of the search."""
@@ -46,41 +52,78 @@ def displacement(homography: F64, height: int, width: int) -> F64:
 # ---- global motion -------------------------------------------------------------------------------------------------------
 
 
-def find_homography(reference: U8, frame: U8) -> F64 | None:
-    """Robust homography from a reference to a frame, both (h, w) uint8; None where there is too little to go by.
+def find_homography(reference: U8, frame: U8) -> list[F64]:
+    """Robust motions from a reference to a frame, both (h, w) uint8: shift with rotation, and all eight parameters.
+
+    The caller decides by what they achieve; an empty list where there is too little to go by.
 
     Coarse to fine: a shift by phase correlation for a few trial rotations, then direct registration of well-textured pixels by
     inverse compositional Gauss-Newton steps (Baker and Matthews 2004, section 3.2) with a gain and an offset, and Tukey weights,
     which leave moving people out of the fit: shift and rotation first, then all eight parameters.
     """
-    levels = _pyramid(reference, frame)
+    fine = [_shrink(image, _GLOBAL_PIXELS) for image in (reference, frame)]
+    levels = _pyramid(*(image.astype(np.float32) for image in fine))
     motion = _initial(*levels[-1])
-    registered = False
     size = levels[-1][0].shape
-    for step, (a, b) in enumerate(reversed(levels)):
+    for a, b in reversed(levels):
         motion = rescale(motion, a.shape[1] / size[1], a.shape[0] / size[0])
         size = a.shape
         points = _textured(a)
-        registered = len(points.x) >= 60
-        if registered:
+        if len(points.x) >= _MIN_POINTS:
             motion = _register(points, a, b, motion, _EUCLIDEAN)
-        if len(points.x) >= 200 and step >= len(levels) - 2:
-            motion = _register(points, a, b, motion, _HOMOGRAPHY)
-    motion = rescale(motion, reference.shape[1] / size[1], reference.shape[0] / size[0])
-    return motion if registered and _plausible(motion, *reference.shape) else None
+    if len(points.x) < _MIN_POINTS or not _plausible(motion, *size):
+        return []
+    table = tone_table(fine[0], *warped(fine[1], motion))
+    a, b = _pyramid(fine[0].astype(np.float32), table[fine[1]])[0]
+    points = _textured(a)
+    candidates = [_register(points, a, b, motion, _EUCLIDEAN)]
+    candidates.append(_register(points, a, b, candidates[0], _HOMOGRAPHY))
+    up = reference.shape[1] / size[1], reference.shape[0] / size[0]
+    return [rescale(c, *up) for c in candidates if _plausible(c, *size)]
 
 
-def _pyramid(reference: U8, frame: U8) -> list[tuple[F32, F32]]:
-    """Pairs of images, each half the size of the one before."""
-    pair = [reference.astype(np.float32), frame.astype(np.float32)]
-    while pair[0].size > _GLOBAL_PIXELS:
-        half = (pair[0].shape[1] + 1) // 2, (pair[0].shape[0] + 1) // 2
-        pair = [np.asarray(cv2.resize(p, half, interpolation=cv2.INTER_AREA), np.float32) for p in pair]
-    pair = [np.asarray(cv2.GaussianBlur(p, (0, 0), 0.8), np.float32) for p in pair]
-    levels = [(pair[0], pair[1])]
-    while min(levels[-1][0].shape) >= 2 * _COARSEST:
-        levels.append((np.asarray(cv2.pyrDown(levels[-1][0]), np.float32), np.asarray(cv2.pyrDown(levels[-1][1]), np.float32)))
-    return levels
+def _shrink(image: U8, pixels: float) -> U8:
+    """Halved until it has at most so many pixels."""
+    while image.size > pixels:
+        half = (image.shape[1] + 1) // 2, (image.shape[0] + 1) // 2
+        image = np.asarray(cv2.resize(image, half, interpolation=cv2.INTER_AREA), np.uint8)
+    return image
+
+
+def _pyramid(a: F32, b: F32) -> list[tuple[F32, F32]]:
+    """Pairs of detail images, each level half the size of the one before.
+
+    Only detail: what lens shading, flare or a wrong response change slowly across the picture must not look like motion.
+    """
+    levels: list[tuple[F32, F32]] = []
+    while True:
+        a, b = (np.asarray(cv2.GaussianBlur(p, (0, 0), 0.8), np.float32) for p in (a, b))
+        levels.append((a - _around(a), b - _around(b)))
+        if min(a.shape) < 2 * _COARSEST:
+            return levels
+        a, b = (np.asarray(cv2.pyrDown(p), np.float32) for p in (a, b))
+
+
+def _around(image: F32) -> F32:
+    return np.asarray(cv2.blur(image, (_DETAIL_PX, _DETAIL_PX)), np.float32)
+
+
+def warped(image: U8, motion: F64) -> tuple[U8, NDArray[np.bool_]]:
+    """The frame as the reference sees it (bicubic), and where that lies inside the frame."""
+    size = image.shape[1], image.shape[0]
+    flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
+    moved = cv2.warpPerspective(image, motion, size, flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    inside = cv2.warpPerspective(np.full_like(image, 255), motion, size, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP) == 255
+    return np.asarray(moved, np.uint8), np.asarray(inside)
+
+
+def tone_table(reference: U8, frame: U8, valid: NDArray[np.bool_]) -> F32:
+    """(256,) float32 that maps a registered frame's codes to the reference's: the monotone map that makes their histograms alike."""
+    if not valid.any():
+        return np.arange(256, dtype=np.float32)
+    a, b = (np.bincount(image[valid], minlength=256).astype(np.float64) for image in (reference, frame))
+    rank_a, rank_b = ((np.cumsum(n) - n / 2) / n.sum() for n in (a, b))
+    return np.asarray(np.interp(rank_b, rank_a[a > 0], np.flatnonzero(a > 0)), np.float32)
 
 
 def _initial(a: F32, b: F32) -> F64:
