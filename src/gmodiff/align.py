@@ -8,7 +8,9 @@ range in both frames, so they match instead of pulling the motion. Motion is fou
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -161,11 +163,25 @@ def align(bracket: Bracket, *, progress: Callable[[float], None] | None = None) 
     progress gets the fraction of frames done.
     """
     reference = bracket.frames[bracket.reference]
+    small = _shrink(reference)
+
+    def find(frame: Frame) -> Alignment:
+        if frame is reference:
+            return Alignment()
+        return _align_pair(small, _shrink(frame), bracket.response, bracket.shape, dense=True)
+
     found: list[Alignment] = []
-    for index, frame in enumerate(bracket.frames):
-        found.append(Alignment() if index == bracket.reference else align_frame(reference, frame, bracket.response))
-        if progress is not None:
-            progress((index + 1) / len(bracket.frames))
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        futures = [pool.submit(find, frame) for frame in bracket.frames]
+        try:
+            for future in futures:
+                found.append(future.result())
+                if progress is not None:
+                    progress(len(found) / len(futures))
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            raise
     return tuple(found)
 
 

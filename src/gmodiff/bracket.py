@@ -167,6 +167,7 @@ def _read_photos(files: list[Path], max_pixels: int, progress: Progress | None) 
     developed: list[RawDevelopment] = []
 
     def read(file: Path) -> tuple[Photo, Brightness]:
+        _refuse_own_result(file)
         photo = read_photo(file, max_pixels=max_pixels, raw_development=developed[0] if developed else None)
         if photo.raw is not None and not developed:
             developed.append(photo.raw)

@@ -49,13 +49,14 @@ def find_flow(reference: U8, frame: U8, inside: NDArray[np.bool_], still: bool) 
     height, width = reference.shape
     if min(height, width) < _LEAST_SIDE:
         return None
-    search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    forward, back = _search(search, reference, frame), _search(search, frame, reference)
-    evidence, coverage = _evidence(reference, frame, forward, back)
-    evidence *= inside
-    size = np.hypot(forward[..., 0], forward[..., 1])
-    if (size * (evidence > 0.5) > STILL_PX).mean() < LEAST_AREA:
+    half = max((width + 1) // 2, _LEAST_SIDE), max((height + 1) // 2, _LEAST_SIDE)
+    glance = [np.asarray(cv2.resize(p, half, interpolation=cv2.INTER_AREA), np.uint8) for p in (reference, frame, inside.astype(np.uint8))]
+    if _moving_share(*_both_ways(glance[0], glance[1]), glance[2], STILL_PX / 2) < LEAST_AREA:
+        return None  # the usual case: a quarter of the work tells
+    forward, evidence, coverage = _both_ways(reference, frame)
+    if _moving_share(forward, evidence, coverage, inside, STILL_PX) < LEAST_AREA:
         return None
+    evidence *= inside
     smooth = _continue(forward, evidence)
     flow = evidence[..., None] * forward + (1 - evidence[..., None]) * smooth
     if still:
@@ -65,8 +66,16 @@ def find_flow(reference: U8, frame: U8, inside: NDArray[np.bool_], still: bool) 
     return Flow(np.asarray(flow, np.float32), np.asarray(np.rint(255 * coverage), np.uint8))
 
 
-def _search(search: Any, a: U8, b: U8) -> F32:
-    return np.asarray(search.calc(a, b, None), np.float32)
+def _both_ways(a: U8, b: U8) -> tuple[F32, F32, F32]:
+    """Flow from a to b, with its evidence and coverage."""
+    search: Any = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    forward, back = (np.asarray(search.calc(*pair, None), np.float32) for pair in ((a, b), (b, a)))
+    return forward, *_evidence(a, b, forward, back)
+
+
+def _moving_share(flow: F32, evidence: F32, _coverage: F32, inside: NDArray[Any], least_px: float) -> float:
+    moving = (evidence > 0.5) & (np.hypot(flow[..., 0], flow[..., 1]) > least_px) & (inside > 0)
+    return float(moving.mean())
 
 
 def _evidence(a: U8, b: U8, flow: F32, back: F32) -> tuple[F32, F32]:

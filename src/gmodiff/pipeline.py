@@ -76,6 +76,7 @@ def _motion(frame: Frame, alignment: Alignment) -> dict[str, Any]:
         moved = alignment.homography @ centre
         shift = float(np.hypot(*(moved[:2] / moved[2] - centre[:2])))
     dense = alignment.flow is not None
-    motion = f"moved {shift:.1f} px as a whole" + (", then bent locally" if dense else "")
+    whole = f"moved {shift:.1f} px as a whole" if alignment.homography is not None else "held still"
+    motion = whole + (", moving parts followed" if dense else "")
     errors = f" (disagreement {alignment.error_before:.3f} to {alignment.error_after:.3f} stops)"
     return {"name": frame.name, "motion": motion + errors, "shift_px": round(shift, 2), "dense": dense}
