@@ -1,6 +1,6 @@
 """How well a camera's response and exposures are recovered: simulated brackets with known curves, and real ones.
 
-    python benchmarks/response_recovery.py [--data ../shared/data] [--output benchmarks/results/response_recovery.json] [--only real]
+    python benchmarks/response_recovery.py [--data ../shared/data] [--out results/response.jsonl] [--only real]
 
 Simulated: four scenes (validation split), photographed with plain curves and with the measured curves of the cameras the prior has not
 seen, at 3 exposures 2 EV apart and 2 exposures 1 EV apart, with noise (ISO 200), three moving objects, waves over a fifth of the picture,
@@ -224,7 +224,7 @@ def print_real(rows: list[dict[str, Any]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "response_recovery.json")
+    parser.add_argument("--out", type=Path, help="JSON lines, one row per bracket")
     parser.add_argument("--only", choices=("simulated", "real"))
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
@@ -233,9 +233,10 @@ def main() -> None:
             found = list(make(options.data))
             show(found)
             rows += found
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text("[\n" + ",\n".join(json.dumps(r) for r in rows) + "\n]\n")
-    print(f"\n{len(rows)} rows in {options.output}")
+    if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text("".join(json.dumps(r) + "\n" for r in rows))
+        print(f"\n{len(rows)} rows in {options.out}")
 
 
 if __name__ == "__main__":
