@@ -41,6 +41,9 @@ _COMPRESSION = 1 / 2.4
 _STILL_PX, _LEAST_PIXELS = 0.4, 200
 """A global motion below the first (at working size) is none; nothing is judged by fewer pixels than the second."""
 
+_REGISTERED_STOPS = 0.02
+"""Frames that disagree by less are registered: noise alone explains it, and dense motion would only cost time and sharpness."""
+
 _CLEARLY, _CLEARLY_STILL = 0.97, 0.8
 """A motion that leaves more than this share of the error is dropped; where the camera stood still, local motion must pay more."""
 
@@ -276,7 +279,7 @@ def _align_pair(a: _Small, b: _Small, response: CameraResponse, shape: tuple[int
             if error < _CLEARLY * as_it_was and error < (after if best is None else 0.99 * after):
                 best, seen, inside, after = motion, moved, common, error
     flow = None
-    if dense and np.isfinite(before):
+    if dense and after > _REGISTERED_STOPS:  # false for NaN too
         matched = np.asarray(np.rint(tone_table(reference, seen, inside)), np.uint8)[seen]
         found = find_flow(reference, matched, inside, best is None)
         if found is not None:
