@@ -156,7 +156,7 @@ def test_monotone_makes_a_falling_curve_rise():
     rising = monotone(curves)
     position = np.log2(np.maximum(GRID, 0.25 / RESPONSE_NODES))
     exponent = np.diff(rising[:, 0]) / np.diff(position)
-    assert (exponent >= LEAST_EXPONENTS[0][1] - 1e-9).all()
+    assert exponent.min() >= LEAST_EXPONENTS[0][1] - 1e-9 > 0
     assert (exponent[RESPONSE_NODES // 2 :] >= LEAST_EXPONENTS[-1][1] - 1e-9).all()
 
 
