@@ -51,9 +51,7 @@ def picture(
     provenance = np.zeros((height, width), np.uint8)
     provenance[height // 2 :, : width // 4] = 1
     provenance[:4, :4] = 2
-    return HDRImage(
-        linear.astype(np.float32), base, gain, provenance, content="rendition", colour=colour, base_colour=colour, exif=exif
-    )
+    return HDRImage(linear.astype(np.float32), base, gain, provenance, content="rendition", colour=colour, base_colour=colour, exif=exif)
 
 
 def jpeg(pixels: np.ndarray, quality: int = 95, subsampling: int = 0) -> bytes:
@@ -70,6 +68,7 @@ def segment(marker: int, payload: bytes) -> bytes:
 
 def exif_block(orientation: int = 1, thumbnail: bytes = b"") -> bytes:
     """A little-endian EXIF block as a camera writes it: camera, time, exposure, and a thumbnail behind it."""
+
     def text(tag: int, value: str) -> tuple[int, int, int, bytes]:
         return tag, 2, len(value) + 1, value.encode() + b"\0"
 
@@ -89,6 +88,7 @@ def exif_block(orientation: int = 1, thumbnail: bytes = b"") -> bytes:
         (0xA003, 4, 1, struct.pack("<I", 8888)),
         text(0xA434, "Lens 50mm"),
     ]
+
     def size(ifd: list[tuple[int, int, int, bytes]]) -> int:
         return 2 + 12 * len(ifd) + 4 + sum(len(v) + len(v) % 2 for *_, v in ifd if len(v) > 4)
 

@@ -215,5 +215,3 @@ def test_full_disk_is_one_line(jpegs, tmp_path, capsys, monkeypatch):
 def test_unknown_command_and_option(capsys):
     assert run(["merg"], capsys)[0] == 2
     assert run(["merge", "--fast"], capsys)[0] == 2
-
-

@@ -106,9 +106,7 @@ def apple_gain_map(codes: NDArray[np.uint8], stops: float) -> GainMap:
 
     Stored anew in log2 steps of stops / 255, so off by at most half of one: 0.3 % of light at 2 stops.
     """
-    metadata = GainMapMetadata(
-        (0.0,) * 3, (stops,) * 3, base_offset=(0.0,) * 3, alternate_offset=(0.0,) * 3, alternate_headroom=stops
-    )
+    metadata = GainMapMetadata((0.0,) * 3, (stops,) * 3, base_offset=(0.0,) * 3, alternate_offset=(0.0,) * 3, alternate_headroom=stops)
     log2_gain = np.log2(1 + (2.0**stops - 1) * rec709_decode(np.arange(256) / 255))
     return GainMap(metadata.quantise(log2_gain[:, None])[:, 0].take(codes), metadata)
 

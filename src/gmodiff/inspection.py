@@ -200,9 +200,7 @@ def _values(values: list[float]) -> str:
 # ---- preview ------------------------------------------------------------------------------------------------------------
 
 
-def preview(
-    path: str | os.PathLike[str], out: str | os.PathLike[str], *, headroom: float | None = None, force: bool = False
-) -> None:
+def preview(path: str | os.PathLike[str], out: str | os.PathLike[str], *, headroom: float | None = None, force: bool = False) -> None:
     """Render what a display of that headroom shows, as an 8-bit sRGB PNG that any viewer shows rightly.
 
     headroom: of the display in stops above SDR white, 0 to 16; None means the file's own. The picture is exposed down by so
