@@ -210,9 +210,10 @@ def ours_auto_scaled(made: Simulation, camera: Camera) -> Array:
 def oracle(made: Simulation, camera: Camera, seed: int) -> Array:
     """The best mean of frames in which nothing moved, by someone who knows the truth.
 
-    Pixels are grouped by true level (quarter stops) and by which frames are unclipped there; each group gets the weights, summing to
-    one, that minimise its squared error: C^-1 1 / (1' C^-1 1) with C the errors' second moments (Gauss and Markov's best linear
-    unbiased estimate). Sensor noise, quantisation, JPEG and demosaicing count as they are, not as a model has them.
+    Pixels are grouped by true level (half stops), by how much brighter the brightest of the 5x5 pixels around them is, and by which
+    frames are unclipped there; each group gets the weights, summing to one, that minimise its squared error: C^-1 1 / (1' C^-1 1) with
+    C the errors' second moments (Gauss and Markov's best linear unbiased estimate). Sensor noise, quantisation, JPEG, and what
+    demosaicing brings over from neighbours count as they are, not as a model has them.
     """
     # The truth is already behind the lens.
     bare = replace(camera, lens_px=0.0, vignetting=0.0)
@@ -223,16 +224,16 @@ def oracle(made: Simulation, camera: Camera, seed: int) -> Array:
     for c in range(3):
         truth = made.truth[..., c].ravel()
         samples = np.stack([e[..., c].ravel() for e in estimates])
-        group = np.clip(np.floor((np.log2(np.maximum(truth, 1e-6)) + 14) * 4), 0, 95).astype(np.int64)
+        level = np.log2(np.maximum(truth, 1e-6))
+        around = np.log2(np.maximum(cv2.dilate(made.truth[..., c], np.ones((5, 5), np.uint8)).ravel(), 1e-6)) - level
+        group = np.clip(np.floor((level + 14) * 2), 0, 47).astype(np.int64) * 6 + np.searchsorted((0.15, 0.4, 1.0, 2.0, 4.0), around)
         for i, ratio in enumerate(ratios):
-            # Neither the pixel nor what demosaicing and chroma subsampling mix into it was clipped; the shortest frame always counts.
-            whole = (made.truth[..., c] * ratio <= 0.98).astype(np.uint8)
-            group += (96 << i) * (1 if i == 0 else cv2.erode(whole, np.ones((3, 3), np.uint8)).ravel().astype(np.int64))
+            group += (288 << i) * (1 if i == 0 else truth * ratio <= 0.98)  # the shortest frame always counts
         order = np.argsort(group, kind="stable")
         bounds = np.flatnonzero(np.diff(group[order], prepend=-1, append=-1))
         for first, end in pairwise(bounds):
             members = order[first:end]
-            frames = [i for i in range(len(ratios)) if group[members[0]] // 96 >> i & 1]
+            frames = [i for i in range(len(ratios)) if group[members[0]] // 288 >> i & 1]
             wrong = (samples[np.ix_(frames, members)] - truth[members]).astype(np.float64)
             moments = wrong @ wrong.T / len(members)
             # A little of the diagonal keeps groups of a few pixels from being fitted to the last bit.
