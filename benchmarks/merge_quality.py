@@ -15,9 +15,10 @@ with exposure time. leaves: handheld, and a third of the picture in non-rigid mo
 Metrics. PSNR-mu (mu = 5000) and PSNR-l with prediction and truth divided by the radiance at which the short frame clips and cut to
 0..1; over all pixels, where things move, and where the reference is clipped. Nothing is aligned in exposure, except Mertens, which
 has no radiance: its picture, sRGB decoded, is given the scale that suits it best, so its figures flatter it.
-Methods. reference: that frame alone. debevec: OpenCV MergeDebevec with the true response. debevec-mtb: after AlignMTB. mertens: after
-AlignMTB. gmodiff: this project's merge told the true response. gmodiff-auto: this project as it is used, response fitted from the
-bracket. oracle: the best weighted mean of frames without any motion, by someone who knows the truth: the ceiling.
+Methods. reference: that frame alone. debevec: OpenCV MergeDebevec with the true response. debevec-mtb: after AlignMTB. mertens:
+after AlignMTB. gmodiff: this project's merge told the true response. gmodiff-auto: this project as it is used, response fitted
+from the bracket. gmodiff-auto-scaled: the same times one factor, which no bracket can show: how far above the clipping threshold
+white lies. oracle: the best weighted mean of frames without any motion, by someone who knows the truth: the ceiling.
 """
 
 from __future__ import annotations
