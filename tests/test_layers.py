@@ -60,7 +60,7 @@ def test_nobody_imports_the_command():
             assert "cli" not in imports(path.stem), path.name
 
 
-@pytest.mark.parametrize("module", ["errors", "radiometry", "tiling", "provenance", "gainmap", "image"])
+@pytest.mark.parametrize("module", ["errors", "radiometry", "tiling", "gainmap", "image"])
 def test_core_modules_load_no_codec_and_no_vision_library(module):
     assert not loaded(f"import gmodiff.{module}") & {"cv2", "PIL", "OpenImageIO", "imagecodecs", "rawpy", "torch", "click", "rich"}
 

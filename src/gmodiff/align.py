@@ -41,8 +41,8 @@ _COMPRESSION = 1 / 2.4
 _STILL_PX, _LEAST_PIXELS = 0.4, 200
 """A global motion below the first (at working size) is none; nothing is judged by fewer pixels than the second."""
 
-_REGISTERED_STOPS = 0.02
-"""Frames that disagree by less are registered: noise alone explains it, and dense motion would only cost time and sharpness."""
+_REGISTERED_STOPS = 0.06
+"""Frames that disagree by less are registered; what moves in them is small, and the merge leaves it out where it does not agree."""
 
 _CLEARLY, _CLEARLY_STILL = 0.97, 0.8
 """A motion that leaves more than this share of the error is dropped; where the camera stood still, local motion must pay more."""

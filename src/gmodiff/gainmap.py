@@ -67,7 +67,12 @@ class GainMapMetadata:
         channels = log2_gain.shape[-1]
         low = np.asarray(self.minimum[:channels], np.float32)
         span = np.maximum(np.asarray(self.maximum[:channels], np.float32) - low, 1e-6)
-        stored = (log2_gain - low) * (np.float32(255) / span)
+        # Rows of samples, not of pixels: NumPy is slow where the innermost dimension is three.
+        rows = log2_gain.reshape(*log2_gain.shape[:-2], -1)
+        repeats = rows.shape[-1] // channels
+        stored = rows - np.tile(low, repeats)
+        stored *= np.tile(np.float32(255) / span, repeats).astype(np.float32)
+        stored = stored.reshape(log2_gain.shape)
         if self.gamma != (1.0, 1.0, 1.0):
             stored = 255 * (np.clip(stored, 0, 255) / 255) ** np.asarray(self.gamma[:channels], np.float32)
         stored += np.float32(0.5) if dither is None else dither + np.float32(0.5)

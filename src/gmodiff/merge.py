@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from gmodiff.align import Alignment, warp_rows
 from gmodiff.image import Bracket, Frame
-from gmodiff.provenance import ALIGNED, INFERRED
+from gmodiff.provenance import ALIGNED, INFERRED, largest, look_up
 from gmodiff.radiometry import CLIPPED_ENCODED, F32, TAPER_ENCODED, CameraResponse, radiance_interval_codes, response_slope
 from gmodiff.tiling import STRIP_ROWS, for_each_strip
 
@@ -182,16 +182,16 @@ def _merge_rows(
 
     reference = tables[bracket.reference]
     codes = np.ascontiguousarray(bracket.frames[bracket.reference].encoded[top:bottom])
-    low, high = _look_up(reference.low, codes), _look_up(reference.high, codes)
-    brightest = _largest(codes)
-    least = _look_up(reference.least, brightest)
-    beside_clipped = (_look_up(reference.validity, brightest) < 0.5).astype(np.uint8)
+    low, high = look_up(reference.low, codes), look_up(reference.high, codes)
+    brightest = largest(codes)
+    least = look_up(reference.least, brightest)
+    beside_clipped = (look_up(reference.validity, brightest) < 0.5).astype(np.uint8)
     if beside_clipped.any():
-        low = cv2.copyTo(_look_up(reference.low_beside_clipped, codes), beside_clipped, low)
+        low = cv2.copyTo(look_up(reference.low_beside_clipped, codes), beside_clipped, low)
     brightest = brightest[inner]
-    black = _largest(low[inner]) == 0
-    weight = _look_up(reference.weight, brightest)
-    confidence = _look_up(reference.validity, brightest)
+    black = largest(low[inner]) == 0
+    weight = look_up(reference.weight, brightest)
+    confidence = look_up(reference.validity, brightest)
     clipped = confidence <= 0
     total = _Planes(codes[inner], reference.radiance, weight)
     # The shortest frame clips last: what is missing is at least as bright as it says, as far as it is believed.
@@ -203,22 +203,22 @@ def _merge_rows(
             continue
         warped, coverage = warp_rows(bracket.frames[i], alignment, top, bottom)
         warped = np.ascontiguousarray(warped)
-        low_i, high_i = _look_up(table.low, warped), _look_up(table.high, warped)
+        low_i, high_i = look_up(table.low, warped), look_up(table.high, warped)
         agrees = _agreement(low, high, least, low_i, high_i)
         if coverage is not None:
             agrees *= coverage
         if n + 1 < len(others):
             # Where the sample is believed its interval holds too, so that farther frames are tested against it.
-            believed = (agrees > 0.5) & (_largest(warped) < CLIPPED_ENCODED * np.iinfo(warped.dtype).max)
+            believed = (agrees > 0.5) & (largest(warped) < CLIPPED_ENCODED * np.iinfo(warped.dtype).max)
             mask = cv2.merge([believed.astype(np.uint16) * np.uint16(65535)] * 3)
             low = cv2.max(low, cv2.bitwise_and(low_i, mask))
             high = cv2.min(high, cv2.bitwise_or(high_i, cv2.bitwise_not(mask)))
         agrees, warped = np.ascontiguousarray(agrees[inner]), warped[inner]
-        brightest = _largest(warped)
-        weight_i = _look_up(table.weight, brightest) * agrees
+        brightest = largest(warped)
+        weight_i = look_up(table.weight, brightest) * agrees
         total.add(warped, table.radiance, weight_i)
         weight += weight_i
-        np.maximum(used, _look_up(table.validity, brightest) * agrees, out=used)
+        np.maximum(used, look_up(table.validity, brightest) * agrees, out=used)
         if i == shortest:
             short_codes, short_agrees = warped, agrees
     np.maximum(confidence, used, out=confidence)
@@ -248,12 +248,12 @@ class _Planes:
     """Weighted sum of radiance, one plane per channel: contiguous planes are what NumPy is fast on."""
 
     def __init__(self, codes: NDArray[Any], radiance: F32, weight: F32) -> None:
-        self._sums = [_look_up(radiance[:, c], plane) * weight for c, plane in enumerate(cv2.split(codes))]
+        self._sums = [look_up(radiance[:, c], plane) * weight for c, plane in enumerate(cv2.split(codes))]
 
     def add(self, codes: NDArray[Any], radiance: F32, weight: F32) -> None:
         """Add weight * radiance of the codes."""
         for c, (total, plane) in enumerate(zip(self._sums, cv2.split(codes), strict=True)):
-            cv2.accumulateProduct(_look_up(radiance[:, c], plane), weight, total)
+            cv2.accumulateProduct(look_up(radiance[:, c], plane), weight, total)
 
     def divided_by(self, weight: F32, out: F32) -> None:
         """Weighted mean into out, (rows, W, 3)."""
@@ -268,8 +268,8 @@ def _agreement(low: NDArray[Any], high: NDArray[Any], least: NDArray[Any], low_i
 
     The gap between the intervals counts alone and averaged over a window.
     """
-    gap = _largest(cv2.max(cv2.subtract(low, high_i), cv2.subtract(low_i, high)))  # uint16 subtraction stops at 0
-    gap = cv2.max(gap, cv2.subtract(least, _largest(high_i)))
+    gap = largest(cv2.max(cv2.subtract(low, high_i), cv2.subtract(low_i, high)))  # uint16 subtraction stops at 0
+    gap = cv2.max(gap, cv2.subtract(least, largest(high_i)))
     np.minimum(gap, np.uint16(LOG_STEPS_PER_STOP), out=gap)
     # What is thinner than three pixels is an edge that glare widened or alignment missed by a hair, not a thing that moved.
     gap = cv2.erode(gap, np.ones((EDGE_PX, EDGE_PX), np.uint8), borderType=cv2.BORDER_REPLICATE)
@@ -309,8 +309,7 @@ class _Surroundings:
 
     def add(self, first: int, value: F32, missing: NDArray[np.uint8] | None) -> None:
         """Count one strip; strips start at multiples of FILL_GRID_PX."""
-        # One pixel in FILL_GRID_PX / 2 squared is plenty for a mean over a cell.
-        step = FILL_GRID_PX // 4
+        step = FILL_GRID_PX // 2  # four pixels are plenty for the mean of a cell
         part = np.log2(np.maximum(value[::step, ::step], 1e-6))
         known = np.ones(part.shape[:2], np.float32)
         if missing is not None:
@@ -356,21 +355,6 @@ def _sample_grid(grid: F32, rows: NDArray[Any], cols: NDArray[Any]) -> F32:
     y1, x1 = np.minimum(y0 + 1, grid.shape[0] - 1), np.minimum(x0 + 1, grid.shape[1] - 1)
     v, u = (y - y0)[:, None], (x - x0)[:, None]
     return np.asarray((1 - v) * ((1 - u) * grid[y0, x0] + u * grid[y0, x1]) + v * ((1 - u) * grid[y1, x0] + u * grid[y1, x1]), np.float32)
-
-
-def _look_up(table: NDArray[Any], codes: NDArray[Any]) -> NDArray[Any]:
-    """(rows, W, 3) codes through a (codes, 3) table, or (rows, W) codes through a (codes,) table."""
-    if codes.dtype == np.uint8:
-        return np.asarray(cv2.LUT(codes, np.ascontiguousarray(table)[None]))
-    if table.ndim == 1:
-        return np.asarray(table.take(codes))
-    return np.stack([table[:, c].take(codes[..., c]) for c in range(3)], axis=-1)
-
-
-def _largest(values: NDArray[Any]) -> NDArray[Any]:
-    """(rows, W): the largest of the three channels."""
-    a, b, c = cv2.split(values)  # contiguous planes: OpenCV would copy strided views one by one
-    return np.asarray(cv2.max(cv2.max(a, b), c))
 
 
 def _smoothstep(t: NDArray[Any]) -> NDArray[Any]:

@@ -1,7 +1,6 @@
 """What was measured stays measured: clamp an estimate into the reference's radiance interval, and count where light came from.
 
-Labels: 0 measured in the reference frame, 1 measured in an aligned frame, 2 inferred. Imports NumPy and this package's
-radiometry only.
+Labels: 0 measured in the reference frame, 1 measured in an aligned frame, 2 inferred.
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -36,21 +36,21 @@ def constrain(
     result = np.empty(radiance.shape, np.float32) if out is None else out
 
     def strip(first: int, end: int) -> None:
-        codes = [np.ascontiguousarray(reference_encoded[first:end, :, c]) for c in range(3)]
-        brightest = np.maximum(np.maximum(codes[0], codes[1]), codes[2])
-        near = nearness.take(brightest)
+        codes = np.ascontiguousarray(reference_encoded[first:end])
+        value, part = radiance[first:end], result[first:end]
+        wrong = np.isnan(value)
+        if wrong.any():
+            value = np.where(wrong, look_up(middle, codes), value)
+        brightest = largest(codes)
+        near = look_up(nearness, brightest)
         any_near = bool(near.any())
-        for c in range(3):
-            value = radiance[first:end, :, c]
-            if np.isnan(value).any():
-                value = np.where(np.isnan(value), middle[:, c].take(codes[c]), value)
-            bottom = low[:, c].take(codes[c])
-            if any_near:
-                bottom += near * (beside[:, c].take(codes[c]) - bottom)
-            np.clip(value, bottom, high[:, c].take(codes[c]), out=result[first:end, :, c])
+        bottom = look_up(low, codes)
+        if any_near:
+            bottom += near[..., None] * (look_up(beside, codes) - bottom)
+        np.maximum(value, bottom, out=part)
+        np.minimum(part, look_up(high, codes), out=part)
         if any_near:
             # One channel of a clipped pixel did clip: the brightest is at least that bright, in whatever hue the estimate has.
-            part = result[first:end]
             short = np.nonzero((near > 0) & (part.max(axis=2) < least.take(brightest)))
             if len(short[0]):
                 needed = least.take(brightest[short])[:, None]
@@ -59,6 +59,21 @@ def constrain(
 
     for_each_strip(strip, radiance.shape[0])
     return result
+
+
+def look_up(table: NDArray[Any], codes: NDArray[Any]) -> NDArray[Any]:
+    """(rows, W, 3) codes through a (codes, 3) table, or (rows, W) codes through a (codes,) table."""
+    if codes.dtype == np.uint8:
+        return np.asarray(cv2.LUT(codes, np.ascontiguousarray(table)[None]))
+    if table.ndim == 1:
+        return np.asarray(table.take(codes))
+    return np.stack([table[:, c].take(codes[..., c]) for c in range(3)], axis=-1)
+
+
+def largest(values: NDArray[Any]) -> NDArray[Any]:
+    """(rows, W): the largest of the three channels."""
+    a, b, c = cv2.split(values)  # contiguous planes: OpenCV would copy strided views one by one
+    return np.asarray(cv2.max(cv2.max(a, b), c))
 
 
 @dataclass(frozen=True)
@@ -82,15 +97,16 @@ class Summary:
 
 def summarise(provenance: NDArray[np.uint8], radiance: F32, longest_exposure: float) -> Summary:
     """Count labels and stops. longest_exposure: of the bracket, relative to the reference's."""
-    counts = np.bincount(provenance.ravel(), minlength=3)[:3] / provenance.size * 100
-    # Every second pixel both ways: the percentile of millions does not need them all.
-    sample = radiance[::2, ::2].max(axis=2)
-    known = sample[provenance[::2, ::2] != INFERRED]
+    aligned, inferred = (100 * np.count_nonzero(provenance == label) / provenance.size for label in (ALIGNED, INFERRED))
+    # About a million pixels: a percentile does not need them all.
+    step = max(1, int(np.sqrt(provenance.size / 1e6)))
+    red, green, blue = (radiance[::step, ::step, c] for c in range(3))
+    known = np.maximum(np.maximum(red, green), blue)[provenance[::step, ::step] != INFERRED]
     peak = float(np.percentile(known, 99.99)) if known.size else 1.0
     return Summary(
-        measured_percent=float(counts[REFERENCE]),
-        aligned_percent=float(counts[ALIGNED]),
-        inferred_percent=float(counts[INFERRED]),
+        measured_percent=100 - aligned - inferred,
+        aligned_percent=aligned,
+        inferred_percent=inferred,
         highlight_stops=max(float(np.log2(max(peak, 1e-6))), 0.0),
         shadow_stops=max(float(np.log2(longest_exposure)), 0.0),
     )

@@ -227,7 +227,7 @@ def render(
     metadata = _gain_range(radiance, maker, base_rows, gain_rows)
     out = np.empty((height, width, 3), np.uint8)
     codes = np.empty((height, width, 3), np.uint8)
-    dither = np.random.Generator(np.random.PCG64(0)).random((256, width, 1), np.float32) - np.float32(0.5)
+    dither = np.random.Generator(np.random.PCG64(0)).random((256, width, 3), np.float32) - np.float32(0.5)
 
     def strip(first: int, end: int) -> None:
         shown = maker(radiance[first:end])
@@ -241,7 +241,9 @@ def render(
 
 def _robust_peak(radiance: F32) -> float:
     """The brightest radiance that is not a stray pixel: 99.99th percentile of the largest channel."""
-    return float(np.percentile(radiance[::2, ::2].max(axis=2), 99.99))
+    step = max(1, int(np.sqrt(radiance[..., 0].size / 1e6)))  # about a million pixels will do
+    red, green, blue = (radiance[::step, ::step, c] for c in range(3))
+    return float(np.percentile(np.maximum(np.maximum(red, green), blue), 99.99))
 
 
 def _as_base(encoded: NDArray[Any], native: ColourSpace, output: ColourSpace) -> NDArray[np.uint8]:
@@ -275,9 +277,8 @@ class _LocalTone:
         height, width = radiance.shape[:2]
         self._weights = luminance_weights(colour)
         small = (max(-(-width // LOCAL_GRID_PX), 2), max(-(-height // LOCAL_GRID_PX), 2))
-        rows = [
-            self._log2_luminance(look(radiance[r : r + 1024 : 2, ::2])) for r in range(0, height, 1024)
-        ]  # every second pixel is enough for means over cells of eight
+        step = LOCAL_GRID_PX // 2 if min(height, width) > 64 * LOCAL_GRID_PX else 1  # four pixels are enough for the mean of a cell
+        rows = [self._log2_luminance(look(np.ascontiguousarray(radiance[r : r + 1024 : step, ::step]))) for r in range(0, height, 1024)]
         log2_small = np.asarray(cv2.resize(np.concatenate(rows), small, interpolation=cv2.INTER_AREA), np.float32)
         radius = max(small) // 24 + 1
         slope, offset = _guided_coefficients(log2_small, radius, epsilon=0.5)
