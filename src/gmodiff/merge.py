@@ -24,7 +24,15 @@ from numpy.typing import NDArray
 from gmodiff.align import Alignment, warp_rows
 from gmodiff.image import Bracket, Frame
 from gmodiff.provenance import ALIGNED, INFERRED, largest, look_up
-from gmodiff.radiometry import CLIPPED_ENCODED, F32, TAPER_ENCODED, CameraResponse, radiance_interval_codes, response_slope
+from gmodiff.radiometry import (
+    CLIPPED_ENCODED,
+    F32,
+    TAPER_ENCODED,
+    CameraResponse,
+    clipping_nearness,
+    radiance_interval_codes,
+    response_slope,
+)
 from gmodiff.tiling import STRIP_ROWS, for_each_strip
 
 FILL_GRID_PX = 8
@@ -187,7 +195,9 @@ def _merge_rows(
     least = look_up(reference.least, brightest)
     beside_clipped = (look_up(reference.validity, brightest) < 0.5).astype(np.uint8)
     if beside_clipped.any():
+        # Chroma subsampling and highlight desaturation make the other channels' codes unfit as upper bounds too.
         low = cv2.copyTo(look_up(reference.low_beside_clipped, codes), beside_clipped, low)
+        high = cv2.bitwise_or(high, cv2.merge([beside_clipped.astype(np.uint16) * np.uint16(65535)] * 3))
     brightest = brightest[inner]
     black = largest(low[inner]) == 0
     weight = look_up(reference.weight, brightest)
@@ -236,8 +246,7 @@ def _merge_rows(
     proven = np.minimum(reference.radiance[codes[inner][at], channels], 1.0)
     bound = proven + trust * (sample - proven)
     value[at] = share * value[at] + (1 - share) * bound
-    channel_clipped = short_codes[at] >= CLIPPED_ENCODED * np.iinfo(codes.dtype).max
-    lost = (1 - share) * np.where(channel_clipped, 1.0, 1 - trust)
+    lost = (1 - share) * np.maximum(clipping_nearness(short_codes[at] / np.iinfo(codes.dtype).max), 1 - trust)
     missing = np.zeros(value.shape, np.uint8)
     missing[at] = np.rint(lost * 255)
     labels[at] = np.where(lost.max(axis=1) > 0.5, np.uint8(INFERRED), labels[at])

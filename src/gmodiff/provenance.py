@@ -48,7 +48,12 @@ def constrain(
         if any_near:
             bottom += near[..., None] * (look_up(beside, codes) - bottom)
         np.maximum(value, bottom, out=part)
-        np.minimum(part, look_up(high, codes), out=part)
+        top_bound = look_up(high, codes)
+        if any_near:
+            # A clipped pixel bounds nothing from above: chroma subsampling and desaturation reach its other channels too.
+            with np.errstate(divide="ignore"):
+                top_bound = top_bound / np.sqrt(1 - near)[..., None]
+        np.minimum(part, top_bound, out=part)
         if any_near:
             # One channel of a clipped pixel did clip: the brightest is at least that bright, in whatever hue the estimate has.
             short = np.nonzero((near > 0) & (part.max(axis=2) < least.take(brightest)))

@@ -26,7 +26,6 @@ from gmodiff.radiometry import (
     SRGB,
     CameraResponse,
     ColourSpace,
-    luminance_weights,
     srgb_decode,
     srgb_encode,
 )
@@ -205,7 +204,7 @@ def render(
     own = None
     if base == "reference":
         own = _as_base(reference, bracket.colour, colour)
-    local = None if own is not None else _LocalTone(radiance, maker, colour)
+    local = None if own is not None else _LocalTone(radiance, maker)
     log2_base = np.log2(np.asarray(srgb_decode(np.arange(256) / 255.0), np.float32) + np.float32(OFFSET))
 
     def base_rows(first: int, end: int, shown: F32) -> NDArray[np.uint8]:
@@ -268,20 +267,19 @@ _ENCODE = np.rint(np.asarray(srgb_encode(np.linspace(0, 1, _ROOT_LEVELS + 1) ** 
 class _LocalTone:
     """The SDR base: mid-tones as they are, highlights compressed by the brightness of their neighbourhood.
 
-    The neighbourhood's brightness is log2 luminance through a self-guided filter (He et al. 2013, "Guided image filtering",
+    The neighbourhood's brightness is log2 of the largest channel through a self-guided filter (He et al. 2013, "Guided image filtering",
     section 3), worked out on a small grid and applied at full size through its linear coefficients ("Fast guided filter",
     He and Sun 2015), so edges keep their place and no halo forms.
     """
 
-    def __init__(self, radiance: F32, look: CameraLook, colour: ColourSpace) -> None:
+    def __init__(self, radiance: F32, look: CameraLook) -> None:
         height, width = radiance.shape[:2]
-        self._weights = luminance_weights(colour)
         small = (max(-(-width // LOCAL_GRID_PX), 2), max(-(-height // LOCAL_GRID_PX), 2))
         step = LOCAL_GRID_PX // 2 if min(height, width) > 64 * LOCAL_GRID_PX else 1  # four pixels are enough for the mean of a cell
-        rows = [self._log2_luminance(look(np.ascontiguousarray(radiance[r : r + 1024 : step, ::step]))) for r in range(0, height, 1024)]
+        rows = [_log2_brightest(look(np.ascontiguousarray(radiance[r : r + 1024 : step, ::step]))) for r in range(0, height, 1024)]
         log2_small = np.asarray(cv2.resize(np.concatenate(rows), small, interpolation=cv2.INTER_AREA), np.float32)
         radius = max(small) // 24 + 1
-        slope, offset = _guided_coefficients(log2_small, radius, epsilon=0.5)
+        slope, offset = _guided_coefficients(log2_small, radius, epsilon=3.0)
         self._slope, self._offset, self._shape = slope, offset, (height, width)
         self._peak = max(2.0**look.headroom, 1.0 + 1e-3)
         levels = np.linspace(_LOG2_FLOOR, look.headroom + 1, 2048)
@@ -289,14 +287,11 @@ class _LocalTone:
         self._gain = (_roll_off(light, self._peak) / light).astype(np.float32)
         self._levels = (float(levels[0]), float(levels[1] - levels[0]))
 
-    def _log2_luminance(self, shown: F32) -> F32:
-        return np.log2(np.maximum(cv2.transform(shown, self._weights[None]), np.float32(2.0**_LOG2_FLOOR)))
-
     def base_rows(self, first: int, end: int, shown: F32) -> NDArray[np.uint8]:
         """(rows, W, 3) uint8 of rows first..end, whose rendition is `shown`."""
         height, width = self._shape
         slope, offset = (upsample_rows(grid, first, end, height, width) for grid in (self._slope, self._offset))
-        neighbourhood = slope * self._log2_luminance(shown) + offset
+        neighbourhood = slope * _log2_brightest(shown) + offset
         start, step = self._levels
         neighbourhood -= np.float32(start)
         neighbourhood *= np.float32(1 / step)
@@ -308,12 +303,13 @@ class _LocalTone:
         brightest = cv2.max(cv2.max(planes[0], planes[1]), planes[2])
         over = brightest > _SOFT_CLIP
         if over.any():
-            # What local detail lifts beyond white is bent back, all channels alike, so that its hue stays.
+            # What local detail lifts beyond white is bent back: half way all channels alike, which keeps the hue, half way each for
+            # itself, which leads to white, as every camera shows a glint.
             m = np.asarray(brightest[over], np.float32)
-            scale = np.ones_like(brightest)
-            scale[over] = _soft_clip(m) / m
+            scale = _soft_clip(m) / m
             for plane in planes:
-                plane *= scale
+                light = np.asarray(plane[over], np.float32)
+                plane[over] = 0.5 * (light * scale + np.where(light > _SOFT_CLIP, _soft_clip(light), light))
         for plane in planes:
             np.sqrt(plane, out=plane)
             plane *= _ROOT_LEVELS
@@ -321,6 +317,15 @@ class _LocalTone:
 
 
 _LOG2_FLOOR = -12.0
+
+
+def _log2_brightest(shown: F32) -> F32:
+    """(rows, W) log2 of the largest channel: the one that has to fit under white, so that colours need no second compression."""
+    red, green, blue = cv2.split(shown)
+    brightest = np.maximum(cv2.max(cv2.max(red, green), blue), np.float32(2.0**_LOG2_FLOOR))
+    return np.asarray(np.log2(brightest), np.float32)
+
+
 _SOFT_CLIP = 0.85
 
 
