@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,11 +28,16 @@ def main() -> None:
     except GMODiffError as error:
         click.echo(f"gmodiff: {error}", err=True)
         sys.exit(BAD_INPUT)
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         sys.exit(error.exit_code)
+    except click.ClickException as error:
+        message = " ".join(error.format_message().split())
+        asked = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx is not None else "gmodiff"
+        click.echo(f"gmodiff: {message} (see {asked} --help)", err=True)
+        sys.exit(BAD_INPUT)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("gmodiff: stopped; nothing was written", err=True)
+        click.echo("gmodiff: stopped; files that were not finished have been removed", err=True)
         sys.exit(INTERRUPTED)
     except MemoryError:
         click.echo("gmodiff: not enough memory for photos of this size: close other programs, or merge smaller copies", err=True)
@@ -50,10 +56,11 @@ def command() -> None:
 def _numbers(_: click.Context, parameter: click.Parameter, text: str | None) -> list[float] | None:
     if text is None:
         return None
+    example = "-2,0,2" if parameter.name == "ev" else "1/400,1/100,1/25"
     try:
-        return [float(part) for part in text.replace(",", " ").split()]
-    except ValueError:
-        raise InputError(f"--{parameter.name} {text!r}: expected one number per photo, separated by commas, as in -2,0,2") from None
+        return [float(Fraction(part)) if "/" in part else float(part) for part in text.replace(",", " ").split()]
+    except (ValueError, ZeroDivisionError):
+        raise InputError(f"--{parameter.name} {text!r}: expected one number per photo, separated by commas, as in {example}") from None
 
 
 @command.command(short_help="Merge a bracket of photos into an HDR photo.")
@@ -62,9 +69,9 @@ def _numbers(_: click.Context, parameter: click.Parameter, text: str | None) -> 
               help="Where to write; may be repeated. The suffix says what: .jpg (Ultra HDR), .avif .png .jxl (HDR rendition), "
                    ".exr .hdr .tif (scene-linear radiance). Default: the first photo's name with _hdr.jpg, here.")  # fmt: skip
 @click.option("--ev", callback=_numbers, metavar="N,N,...",
-              help="Exposure of each photo in stops, brighter = higher, in the order given (-2,0,2).")  # fmt: skip
+              help="Exposure of each photo in stops, brighter = higher, in the order given: -2,0,2.")  # fmt: skip
 @click.option("--exposures", callback=_numbers, metavar="N,N,...",
-              help="Relative exposure of each photo in the order given (1,4,16, or shutter times in seconds).")  # fmt: skip
+              help="Relative exposure of each photo in the order given: 1,4,16, or shutter times, 1/400,1/100,1/25.")  # fmt: skip
 @click.option("--reference", metavar="NAME|N", help="The photo that decides where things are: its file name, or its place (1 = first).")
 @click.option("--response", default="auto", show_default=True, metavar="CURVE",
               help="Camera response: auto, estimate, srgb, gamma2.2, linear, or a file from --save-response.")  # fmt: skip
@@ -126,6 +133,9 @@ def merge(
     from gmodiff.writer import check_writable
 
     extra = [Path(p) for p in (provenance, save_response) if p is not None]
+    for name, path, suffix in (("provenance", provenance, ".png"), ("save-response", save_response, ".json")):
+        if path is not None and Path(path).suffix.lower() != suffix:
+            raise InputError(f"--{name} {path}: give it a name ending in {suffix}")
     check_writable(targets, force=force, others=extra, inputs=[Path(p) for p in photos])
 
     from gmodiff.bracket import read_bracket, save_response_file
@@ -180,6 +190,7 @@ def _result(bracket: Bracket, image: HDRImage, targets: list[Path], seconds: flo
         "response": bracket.response.name,
         "disagreement_stops": plain(calibration.residual_stops),
         "disagreement_srgb_stops": plain(calibration.srgb_residual_stops),
+        "brightest_stops": round(image.metadata["brightest_stops"], 3),
         "headroom_stops": round(image.gain_map.metadata.alternate_headroom, 3),
         "look": image.metadata["look"],
         "base": image.metadata["base"],
@@ -194,18 +205,27 @@ def _print_result(result: dict[str, Any], bracket: Bracket, verbose: bool) -> No
     where = result["provenance"]
     for target in result["outputs"]:
         size = Path(target).stat().st_size / 1e6
-        click.echo(f"{target}: {result['width']}x{result['height']}, {result['headroom_stops']:.1f} stops above SDR white, {size:.1f} MB")
+        scene = Path(target).suffix.lower() in (".exr", ".hdr", ".tif", ".tiff")
+        holds = (
+            f"scene-linear, brightest {result['brightest_stops']:.1f} stops above the reference's white"
+            if scene
+            else f"HDR shown up to {result['headroom_stops']:.1f} stops above SDR white"
+        )
+        click.echo(f"{target}: {result['width']}x{result['height']}, {holds}, {size:.1f} MB")
     exposures = " ".join(f"{f['stops']:+.1f}" for f in result["frames"])
     known = [v for v in result["disagreement_stops"] if v is not None]
-    agreement = f", photos agree to {max(known):.2f} stops" if known else ""
-    click.echo(f"exposures {exposures} ({result['exposure_source']}), response {result['response']}{agreement}")
+    agreement = ""
+    if known:
+        agreement = f", photos agree to {max(known):.2f} stops" if max(known) < 0.25 else f", photos disagree by {max(known):.2f} stops"
+    refined = " refined by the pixels" if result["exposure_source"] == "exif" else ""
+    click.echo(f"exposures {exposures} ({result['exposure_source']}{refined}), response {result['response']}{agreement}")
     click.echo(
         f"{where['measured_percent']:.1f} % measured in {result['reference']}, {where['aligned_percent']:.1f} % in the other photos, "
         f"{where['inferred_percent']:.2f} % inferred; {where['highlight_stops']:.1f} stops of highlights recovered "
         f"({result['seconds']:.1f} s)"
     )
     for note in result["notes"]:
-        click.echo(f"note: {note}")
+        click.echo(f"note: {note}", err=True)
     if verbose:
         pairs = list(zip(bracket.frames, bracket.frames[1:], strict=False))
         for (a, b), now, srgb in zip(pairs, result["disagreement_stops"], result["disagreement_srgb_stops"], strict=False):
@@ -220,7 +240,11 @@ def _print_result(result: dict[str, Any], bracket: Bracket, verbose: bool) -> No
 @command.command("inspect", short_help="Say what an HDR file holds.")
 @click.argument("file", metavar="FILE")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
-@click.option("--preview", metavar="OUT.png", help="Also render what a display of --headroom stops shows, as a PNG.")
+@click.option(
+    "--preview",
+    metavar="OUT.png",
+    help="Also render what a display of --headroom stops shows, its peak as the PNG's white.",
+)
 @click.option("--headroom", type=float, default=None, metavar="STOPS", help="Of the previewed display. Default: all that the file holds.")
 @click.option("--force", is_flag=True, help="Overwrite an existing preview.")
 def inspect_file(file: str, as_json: bool, preview: str | None, headroom: float | None, force: bool) -> None:

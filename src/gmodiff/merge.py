@@ -117,7 +117,7 @@ def merge(
 
         def fill(first: int, end: int) -> None:
             if first in unmeasured:
-                _continue_into(radiance[first:end], unmeasured[first], log2_surroundings, first, height)
+                _continue_into(radiance[first:end], unmeasured[first], log2_surroundings, first)
 
         for_each_strip(fill, height)
     return Merged(radiance, provenance)
@@ -287,15 +287,17 @@ def _agreement(low: NDArray[Any], high: NDArray[Any], least: NDArray[Any], low_i
     return np.asarray(1 - _smoothstep(doubt * np.float32(1 / LOG_STEPS_PER_STOP)), np.float32)
 
 
-def _continue_into(radiance: F32, missing: NDArray[np.uint8], log2_surroundings: F32, first: int, height: int) -> None:
+def _continue_into(radiance: F32, missing: NDArray[np.uint8], surroundings: tuple[F32, F32], first: int) -> None:
     """Fill what is missing from its surroundings, in place: their hue, joined to the channels that were measured."""
     rows, cols = np.nonzero(missing.any(axis=2))
-    around = _sample_grid(log2_surroundings, rows + first, cols)
     value = np.maximum(radiance[rows, cols], 1e-6)
     lost = missing[rows, cols].astype(np.float32) / 255
-    excess = np.log2(value) - around
     known = 1 - lost
     known_sum = known.sum(axis=1)
+    # A hue is taken from whole pixels only. Where nothing at all was measured, the nearest light serves, whole or not.
+    whole, nearest = (_sample_grid(grid, rows + first, cols) for grid in surroundings)
+    around = np.where(known_sum[:, None] > 0.5, whole, nearest)
+    excess = np.log2(value) - around
     # Where a channel was measured, it carries the level; where none was, the level is the least that every clipped channel allows.
     from_known = (excess * known).sum(axis=1) / np.maximum(known_sum, 1e-6)
     from_bounds = np.maximum(excess.max(axis=1), 0)
@@ -312,41 +314,44 @@ class _Surroundings:
 
     def __init__(self, height: int, width: int) -> None:
         self._shape = (-(-height // FILL_GRID_PX), -(-width // FILL_GRID_PX))
-        self._sum = np.zeros((*self._shape, 3), np.float32)
-        self._count = np.zeros(self._shape, np.float32)
+        # Of whole pixels, and of all in which at least one channel was measured.
+        self._sums = np.zeros((2, *self._shape, 3), np.float32)
+        self._counts = np.zeros((2, *self._shape, 1), np.float32)
         self._lock = threading.Lock()
 
     def add(self, first: int, value: F32, missing: NDArray[np.uint8] | None) -> None:
         """Count one strip; strips start at multiples of FILL_GRID_PX."""
         step = FILL_GRID_PX // 2  # four pixels are plenty for the mean of a cell
         part = np.log2(np.maximum(value[::step, ::step], 1e-6))
-        known = np.ones(part.shape[:2], np.float32)
-        if missing is not None:
-            known[missing[::step, ::step].any(axis=2)] = 0
-        cell_row = first // FILL_GRID_PX
+        lost = np.zeros(part.shape[:2], np.intp) if missing is None else np.count_nonzero(missing[::step, ::step] > 25, axis=2)
         per = FILL_GRID_PX // step
         cells = (-(-part.shape[0] // per), self._shape[1])
-        pad = ((0, cells[0] * per - part.shape[0]), (0, cells[1] * per - part.shape[1]))
-        known = np.pad(known, pad)
-        weighted = np.pad(part, (*pad, (0, 0))) * known[..., None]
-        rows = slice(cell_row, cell_row + cells[0])
-        with self._lock:
-            self._sum[rows] = weighted.reshape(cells[0], per, cells[1], per, 3).sum(axis=(1, 3))
-            self._count[rows] = known.reshape(cells[0], per, cells[1], per).sum(axis=(1, 3))
+        pad = ((0, cells[0] * per - part.shape[0]), (0, cells[1] * per - part.shape[1]), (0, 0))
+        part = np.pad(part, pad)
+        rows = slice(first // FILL_GRID_PX, first // FILL_GRID_PX + cells[0])
+        for n, known in enumerate((lost == 0, lost < 3)):
+            counted = np.pad(known[..., None].astype(np.float32), pad)
+            with self._lock:
+                self._sums[n, rows] = (part * counted).reshape(cells[0], per, cells[1], per, 3).sum(axis=(1, 3))
+                self._counts[n, rows] = counted.reshape(cells[0], per, cells[1], per, 1).sum(axis=(1, 3))
 
-    def continued(self) -> F32:
-        """(h, w, 3) log2 radiance everywhere: push-pull interpolation (Gortler et al. 1996, "The Lumigraph", section 3.4)."""
-        return _push_pull(self._sum, self._count[..., None])
+    def continued(self) -> tuple[F32, F32]:
+        """(h, w, 3) log2 radiance everywhere, from whole pixels and from all.
+
+        Push-pull interpolation (Gortler et al. 1996, "The Lumigraph", section 3.4).
+        """
+        whole, nearest = (_push_pull(total, count) for total, count in zip(self._sums, self._counts, strict=True))
+        return whole, nearest
 
 
 def _push_pull(total: F32, count: F32) -> F32:
-    """Fill cells with count 0 from ever coarser means; cells with a count keep their own mean."""
+    """Fill cells with count 0 from ever coarser means; cells with a count of 1 and more keep their own mean."""
     mean = total / np.maximum(count, 1e-6)
-    if min(count.shape[:2]) <= 1 or (count > 0).all():
+    capped = np.minimum(count, 1.0)
+    if min(count.shape[:2]) <= 1 or (count >= 1).all():
         anywhere = float(count.sum())
         overall = total.sum(axis=(0, 1)) / anywhere if anywhere > 0 else np.zeros(3, np.float32)
-        return np.where(count > 0, mean, overall).astype(np.float32)
-    capped = np.minimum(count, 1.0)
+        return np.asarray(capped * mean + (1 - capped) * overall, np.float32)
     h, w = count.shape[:2]
     pad = ((0, h % 2), (0, w % 2), (0, 0))
     coarse_total = np.pad(mean * capped, pad).reshape((h + 1) // 2, 2, (w + 1) // 2, 2, 3).sum(axis=(1, 3))

@@ -60,6 +60,7 @@ def reconstruct(
             "provenance": summary.as_dict(),
             "look": look,
             "base": base,
+            "brightest_stops": rendered.look.content_stops,
             "reference": reference.name,
             "alignment": [_motion(f, a) for f, a in zip(bracket.frames, alignments, strict=True)],
         },

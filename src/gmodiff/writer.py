@@ -136,7 +136,7 @@ def check_writable(
 def _check_place(path: Path, force: bool, read: set[str], seen: set[str]) -> None:
     identity = _identity(path)
     if identity in read:
-        raise OutputError(f"{path} is one of the photos being read; choose another name for the output")
+        raise OutputError(f"{path} is one of the photos to be merged: leave it out if it is a result, or name another output")
     if identity in seen:
         raise OutputError(f"{path} is named twice as an output")
     seen.add(identity)
@@ -145,7 +145,7 @@ def _check_place(path: Path, force: bool, read: set[str], seen: set[str]) -> Non
     if path.exists() and not path.is_file():
         raise OutputError(f"{path} exists and is not a regular file")
     if path.exists() and not force:
-        raise OutputError(f"{path} exists already; use --force (force=True) to replace it")
+        raise OutputError(f"{path} exists already; use --force to replace it")
 
 
 def _identity(path: Path) -> str:
@@ -174,7 +174,7 @@ def replacing(target: Path, force: bool) -> Iterator[Path]:
                 pass
             yield temporary
             if not force and place.exists():
-                raise OutputError(f"{target} appeared while the picture was being made; use --force (force=True) to replace it")
+                raise OutputError(f"{target} appeared while the picture was being made; use --force to replace it")
             os.replace(temporary, place)
         finally:
             temporary.unlink(missing_ok=True)
