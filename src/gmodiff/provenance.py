@@ -38,9 +38,10 @@ def constrain(
     def strip(first: int, end: int) -> None:
         codes = np.ascontiguousarray(reference_encoded[first:end])
         value, part = radiance[first:end], result[first:end]
-        wrong = np.isnan(value)
-        if wrong.any():
-            value = np.where(wrong, look_up(middle, codes), value)
+        with np.errstate(over="ignore", invalid="ignore"):
+            suspect = not np.isfinite(value.sum())  # one pass; only then is it worth looking at each value
+        if suspect:
+            value = np.where(np.isnan(value), look_up(middle, codes), value)
         brightest = largest(codes)
         near = look_up(nearness, brightest)
         any_near = bool(near.any())
@@ -56,7 +57,7 @@ def constrain(
         np.minimum(part, top_bound, out=part)
         if any_near:
             # One channel of a clipped pixel did clip: the brightest is at least that bright, in whatever hue the estimate has.
-            short = np.nonzero((near > 0) & (part.max(axis=2) < least.take(brightest)))
+            short = np.nonzero((near > 0) & (largest(part) < look_up(least, brightest)))
             if len(short[0]):
                 needed = least.take(brightest[short])[:, None]
                 peak = part[short].max(axis=1, keepdims=True)
