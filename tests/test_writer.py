@@ -407,7 +407,7 @@ def test_impossible_places(tmp_path):
         check_writable([tmp_path / "a.png"], others=[tmp_path / "a.png"])
     photo = tmp_path / "photo.jpg"
     photo.write_bytes(b"x")
-    with pytest.raises(OutputError, match="is one of the photos to be merged"):
+    with pytest.raises(OutputError, match="is one of the files being read"):
         check_writable([photo], inputs=[photo], force=True)
     with pytest.raises(OutputError, match="too long"):
         write(PICTURE, tmp_path / ("a" * 260 + ".exr"))

@@ -136,7 +136,7 @@ def check_writable(
 def _check_place(path: Path, force: bool, read: set[str], seen: set[str]) -> None:
     identity = _identity(path)
     if identity in read:
-        raise OutputError(f"{path} is one of the photos to be merged: leave it out if it is a result, or name another output")
+        raise OutputError(f"{path} is one of the files being read: name another output, or leave it out of the photos if it is a result")
     if identity in seen:
         raise OutputError(f"{path} is named twice as an output")
     seen.add(identity)
