@@ -27,7 +27,7 @@ ALLOWED = {
     "calibrate": {"align", "errors", "image", "radiometry", "response", "response_choice", "ridge", "tiling"},
     "merge": {"align", "image", "provenance", "radiometry", "tiling"},
     "tonemap": {"errors", "gainmap", "image", "radiometry", "tiling"},
-    "pipeline": {"align", "image", "merge", "provenance", "radiometry", "tonemap"},
+    "pipeline": {"align", "errors", "image", "merge", "provenance", "radiometry", "tonemap"},
     "moving_scene": {"errors", "radiometry", "tiling"},
     "simulate": {"errors", "image", "moving_scene", "radiometry", "tiling"},
     "hdrgm": {"errors", "gainmap", "radiometry"},

@@ -136,3 +136,26 @@ def test_sizes_that_do_not_divide():
     bracket = photos(truth)
     merged = merge(bracket, still(bracket))
     assert np.isfinite(merged.radiance).all()
+
+
+def test_black_everywhere_is_not_called_measured_elsewhere():
+    bracket = photos(np.zeros((64, 96, 3), np.float32))
+    assert (merge(bracket, still(bracket)).provenance == REFERENCE).all()
+
+
+def test_strips_change_nothing(monkeypatch):
+    """Seven frames with movers, in strips and in one piece."""
+    rng = np.random.default_rng(0)
+    stops = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)
+    scenes = []
+    for _ in stops:
+        light = scene(200, 96) * 2
+        row, column = rng.integers(0, 150), rng.integers(0, 60)
+        light[row : row + 40, column : column + 25] = 0.05
+        scenes.append(light)
+    bracket = photos(scenes, stops, noise=0.01)
+    in_strips = merge(bracket, still(bracket))
+    monkeypatch.setattr("gmodiff.merge.for_each_strip", lambda work, height, **_: work(0, height))
+    whole = merge(bracket, still(bracket))
+    np.testing.assert_allclose(in_strips.radiance, whole.radiance, rtol=1e-5)
+    assert np.array_equal(in_strips.provenance, whole.provenance)

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from gmodiff.errors import InputError
 from gmodiff.image import Bracket
 from gmodiff.pipeline import reconstruct
 from gmodiff.radiometry import TAPER_ENCODED, radiance_interval_codes, srgb_decode
@@ -24,7 +25,7 @@ def test_whole_road(bracket):
     assert labels["measured_percent"] + labels["aligned_percent"] + labels["inferred_percent"] == pytest.approx(100, abs=0.01)
 
 
-@pytest.mark.parametrize("value", [0.0, 1e9, np.nan])
+@pytest.mark.parametrize("value", [0.0, 1e9, np.nan, np.inf, -np.inf])
 def test_a_wrong_model_moves_measured_pixels_by_nothing(bracket, value):
     """Constrained: whatever a model says, each unclipped pixel stays in the interval that its code allows."""
 
@@ -46,7 +47,13 @@ def test_what_lies_inside_the_interval_is_left_alone(bracket):
     own = bracket.response.linearise(bracket.frames[bracket.reference].encoded)
     image = reconstruct(bracket, lambda b, a, m: own.copy())
     unclipped = bracket.frames[bracket.reference].encoded < 0.97 * 255
+    assert np.isfinite(image.radiance).all()
     assert np.array_equal(image.radiance[unclipped], own[unclipped])
+
+
+def test_a_model_of_another_shape_is_refused(bracket):
+    with pytest.raises(InputError, match="expected"):
+        reconstruct(bracket, lambda b, a, m: m[:10])
 
 
 def test_no_align_leaves_every_frame_where_it_is(bracket):

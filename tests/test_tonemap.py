@@ -156,3 +156,18 @@ def test_camera_primaries_become_published_ones_and_show_the_same():
     same = radiance.copy()
     assert in_published_primaries(same, linear_look(ADOBE_RGB, 1.0), ADOBE_RGB)[1] == ADOBE_RGB
     assert np.array_equal(same, radiance)
+
+
+def test_a_small_lamp_anywhere_is_in_the_gain_map_and_strays_are_capped():
+    """Twelve rows of highlights at any height, and a few pixels far beyond the content: both within the headroom."""
+    for top in (0, 1, 161, 290):
+        radiance = np.full((400, 600, 3), 0.2, np.float32)
+        radiance[top : top + 12, 200:400] = 3.5
+        rendered = render(radiance, photos(radiance))
+        shown = rendered.gain_map.apply(srgb_decode(rendered.base / 255.0).astype(np.float32))
+        np.testing.assert_allclose(shown[top + 6, 300], rendered.look(radiance[top + 6 : top + 7])[0, 300], rtol=0.03)
+        assert shown[top + 6, 300, 1] > 3
+    stray = np.full((200, 300, 3), 0.2, np.float32)
+    stray[50, 50:53] = 200
+    rendered = render(stray, photos(stray), max_headroom=2.0)
+    assert rendered.look(stray).max() <= 2.0**2 * 1.001

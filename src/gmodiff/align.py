@@ -31,14 +31,14 @@ _SIDE_LIMIT = 32766
 """cv2.remap addresses source and destination with 16-bit signed integers."""
 
 _WORKING_PIXELS = 1.5e6
-"""Motion is sought on copies shrunk by a whole factor to at most this many pixels: a third of 12 megapixels each way."""
+"""Motion is sought on copies shrunk to about this many pixels: a third of 12 megapixels each way."""
 
 _BLACK_ENCODED, _BLACK_LINEAR, _WHITE_ENCODED = 0.015, 0.0025, 0.93
 """Outside these, averages over a few pixels of an 8-bit JPEG are mostly noise or partly clipped."""
 
 _COMPRESSION = 1 / 2.4
 
-_STILL_PX, _LEAST_PIXELS = 0.4, 200
+_LEAST_GLOBAL_PX, _LEAST_PIXELS = 0.4, 200
 """A global motion below the first (at working size) is none; nothing is judged by fewer pixels than the second."""
 
 _REGISTERED_STOPS = 0.06
@@ -212,7 +212,7 @@ class _Small:
 
 def _shrink(frame: Frame) -> _Small:
     size = frame.width * frame.height
-    factor = max(1, int(np.ceil(np.sqrt(size / _WORKING_PIXELS))))
+    factor = max(1, int(np.ceil(np.sqrt(size / _WORKING_PIXELS))), int(np.ceil(max(frame.width, frame.height) / _SIDE_LIMIT)))
     shape = max(1, round(frame.width / factor)), max(1, round(frame.height / factor))
     small = frame.encoded if factor == 1 else cv2.resize(frame.encoded, shape, interpolation=cv2.INTER_AREA)
     return _Small(small, frame.exposure)
@@ -273,7 +273,7 @@ def _align_pair(a: _Small, b: _Small, response: CameraResponse, shape: tuple[int
     if np.isfinite(before):
         for motion in find_homography(reference, frame):
             moved, common = warped(frame, motion)
-            if displacement(motion, height, width).max() < _STILL_PX or common.mean() < 0.3:
+            if displacement(motion, height, width).max() < _LEAST_GLOBAL_PX or common.mean() < 0.3:
                 continue
             error, as_it_was = _error(reference, moved, common, stops), _error(reference, frame, common, stops)
             if error < _CLEARLY * as_it_was and error < (after if best is None else 0.99 * after):

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, pairwise
 from os import PathLike
 from pathlib import Path
 
@@ -99,8 +99,20 @@ def read_bracket(
         reference=ranked.index(order.index(wanted)),
         response=fitted,
         colour=colour,
-        calibration=replace(calibration, notes=(*notes, *calibration.notes)),
+        calibration=replace(
+            calibration,
+            residual_stops=_of_neighbours(calibration.residual_stops, ranked),
+            srgb_residual_stops=_of_neighbours(calibration.srgb_residual_stops, ranked),
+            notes=(*notes, *calibration.notes),
+        ),
     )
+
+
+def _of_neighbours(residuals: tuple[float, ...], ranked: list[int]) -> tuple[float, ...]:
+    """Residuals of pairs in the calibrated order: those of old neighbours that are neighbours still, NaN for new ones."""
+    if not residuals:
+        return residuals
+    return tuple(residuals[min(a, b)] if abs(a - b) == 1 else math.nan for a, b in pairwise(ranked))
 
 
 # ---- arguments ------------------------------------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ def measure_brightness(photo: Photo) -> Brightness:
     # Real tone curves differ from sRGB's, but all rise: good enough for an order and for thresholds.
     linear_of = (encoded if photo.linear else srgb_decode(encoded)).astype(np.float32)
     luminance = linear_of[codes] @ luminance_weights(photo.colour)
-    clipped = codes >= CLIPPED_ENCODED * encoded.size
+    clipped = codes >= CLIPPED_ENCODED * (encoded.size - 1)
     exposed = (luminance > float(srgb_decode(np.array(DARKEST_EXPOSED)))) & ~clipped.any(axis=2)
     black = linear_of[codes.max(axis=2)] <= float(srgb_decode(np.array(4 / 255)))
     measured = ~black & ~clipped.all(axis=2)

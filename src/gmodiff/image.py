@@ -77,7 +77,7 @@ class Calibration:
 class Bracket:
     """Frames of one scene, shortest exposure first, with the index of the reference frame.
 
-    All frames have one size, one pixel type and one colour space. Raises InputError otherwise.
+    All frames have one size and one pixel type, exposures rise; InputError otherwise. `colour` is that of all of them.
     """
 
     frames: tuple[Frame, ...]

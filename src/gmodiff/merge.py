@@ -184,7 +184,7 @@ def _merge_rows(
     Returns (rows, W) labels, and (rows, W, 3) uint8 0..255 "not measured", or None where all was.
     """
     height = bracket.shape[0]
-    halo = GHOST_WINDOW_PX // 2 + EDGE_PX // 2
+    halo = (GHOST_WINDOW_PX // 2 + EDGE_PX // 2) * max(len(others), 1)  # each frame is tested against what the one before left
     top, bottom = max(first - halo, 0), min(end + halo, height)
     inner = slice(first - top, end - top)
 
@@ -206,7 +206,7 @@ def _merge_rows(
     total = _Planes(codes[inner], reference.radiance, weight)
     # The shortest frame clips last: what is missing is at least as bright as it says, as far as it is believed.
     short_codes, short_agrees = codes[inner], np.ones_like(weight)
-    used = np.zeros_like(weight)
+    used, lit = np.zeros_like(weight), np.zeros_like(weight)
     for n, i in enumerate(others):
         alignment, table = alignments[i], tables[i]
         if alignment is None:
@@ -228,13 +228,15 @@ def _merge_rows(
         weight_i = look_up(table.weight, brightest) * agrees
         total.add(warped, table.radiance, weight_i)
         weight += weight_i
-        np.maximum(used, look_up(table.validity, brightest) * agrees, out=used)
+        validity = look_up(table.validity, brightest) * agrees
+        np.maximum(used, validity, out=used)
+        np.maximum(lit, validity * (largest(low_i[inner]) > 0), out=lit)
         if i == shortest:
             short_codes, short_agrees = warped, agrees
     np.maximum(confidence, used, out=confidence)
 
     total.divided_by(weight, value)
-    labels = ((clipped | black) & (used > 0.5)).astype(np.uint8) * np.uint8(ALIGNED)
+    labels = ((clipped & (used > 0.5)) | (black & (lit > 0.5))).astype(np.uint8) * np.uint8(ALIGNED)
     unsure = confidence < SURE
     if not unsure.any():
         return labels, None
@@ -243,7 +245,7 @@ def _merge_rows(
     trust = short_agrees[at][:, None]
     channels = np.arange(3)
     sample = tables[shortest].radiance[short_codes[at], channels]
-    proven = np.minimum(reference.radiance[codes[inner][at], channels], 1.0)
+    proven = reference.radiance[codes[inner][at], channels]
     bound = proven + trust * (sample - proven)
     value[at] = share * value[at] + (1 - share) * bound
     lost = (1 - share) * np.maximum(clipping_nearness(short_codes[at] / np.iinfo(codes.dtype).max), 1 - trust)

@@ -9,6 +9,7 @@ import numpy as np
 
 from gmodiff.align import Alignment
 from gmodiff.align import align as align_bracket
+from gmodiff.errors import InputError
 from gmodiff.image import Bracket, Frame, HDRImage, Progress
 from gmodiff.merge import merge
 from gmodiff.provenance import constrain, summarise
@@ -33,7 +34,8 @@ def reconstruct(
 
     model: None for the classical result (measured samples only, smooth continuation where there are none).
     align: False for frames known to be registered. look, base, headroom: see `tonemap.render`.
-    Whatever the model says, the result lies inside the radiance interval that the reference frame measured.
+    Raises InputError where the model returns another shape. Whatever it says, the result lies inside
+    the radiance interval that the reference frame measured.
     """
 
     def step(stage: str) -> Callable[[float], None] | None:
@@ -42,11 +44,15 @@ def reconstruct(
     reference = bracket.frames[bracket.reference]
     alignments = align_bracket(bracket, progress=step("align")) if align else tuple(Alignment() for _ in bracket.frames)
     merged = merge(bracket, alignments, progress=step("merge"))
-    radiance = merged.radiance if model is None else model(bracket, alignments, merged.radiance)
+    radiance = merged.radiance
+    if model is not None:
+        radiance = np.array(model(bracket, alignments, radiance), np.float32)  # a copy: what follows works in place
+        if radiance.shape != merged.radiance.shape:
+            raise InputError(f"the model returned radiance of shape {radiance.shape}, expected {merged.radiance.shape}")
     constrain(radiance, reference.encoded, bracket.response, reference.noise, out=radiance)
     rendered = render(radiance, bracket, look=look, base=base, max_headroom=headroom, progress=step("render"))
-    shown_as, colour = in_published_primaries(radiance, rendered.look, bracket.colour)
     summary = summarise(merged.provenance, radiance, bracket.relative_exposures[-1])
+    shown_as, colour = in_published_primaries(radiance, rendered.look, bracket.colour)
     return HDRImage(
         radiance=radiance,
         base=rendered.base,

@@ -23,7 +23,8 @@ def constrain(
 ) -> F32:
     """(H, W, 3) radiance clamped into the interval that the reference's own codes allow, channel by channel.
 
-    radiance: 1.0 = the reference's white, any float32 values; NaN becomes the interval's middle. reference_encoded: (H, W, 3)
+    radiance: 1.0 = the reference's white, any float32 values; what is not finite becomes the interval's middle, or its lower end where
+    it has no upper. reference_encoded: (H, W, 3)
     uint8 or uint16. Whatever made the radiance, where the reference measured the result lies within its noise and
     quantisation; only clipped (and black) pixels are free. Of a clipped pixel the brightest channel stays at or above clipping, the
     others are bound only as far as their codes prove (`radiometry.IntervalTables`). out may be `radiance` itself.
@@ -41,7 +42,7 @@ def constrain(
         with np.errstate(over="ignore", invalid="ignore"):
             suspect = not np.isfinite(value.sum())  # one pass; only then is it worth looking at each value
         if suspect:
-            value = np.where(np.isnan(value), look_up(middle, codes), value)
+            value = np.where(np.isfinite(value), value, look_up(middle, codes))
         brightest = largest(codes)
         near = look_up(nearness, brightest)
         any_near = bool(near.any())

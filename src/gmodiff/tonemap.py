@@ -76,7 +76,7 @@ class CameraLook:
         raw = self._raw(stops)
         raw_top = float(self._raw(np.float32(self.content_stops)))
         if raw_top <= self.headroom:
-            return np.asarray(raw, np.float32)
+            return np.asarray(np.minimum(raw, np.float32(self.headroom)), np.float32)  # a stray pixel beyond the content
         k2 = np.float32(1 / self.headroom**2 - 1 / raw_top**2)
         return np.asarray(np.minimum(raw / np.sqrt(1 + k2 * raw * raw), np.float32(self.headroom)), np.float32)
 
@@ -119,7 +119,7 @@ def camera_look(
     root = np.linspace(0, 1, _ROOT_LEVELS + 1)
     encoded = response.encode(np.repeat((root * root)[:, None], 3, axis=1))
     curves = np.asarray(colour.decode(encoded.astype(np.float64)), np.float32)
-    # Mean over the last third of a stop: the very end of a fitted response is its least certain part.
+    # The chord over the last third of a stop, mean of the channels: the very end of a fitted response is its least certain part.
     near = curves[int(_ROOT_LEVELS * np.sqrt(0.8))].mean()
     slope = float(np.clip(np.log2(1 / max(float(near), 1e-3)) / np.log2(1 / 0.8), 0.25, 1.5))
     return _finished("camera", curves, slope, colour, content_stops, max_headroom)
@@ -377,22 +377,20 @@ def _gain_range(
     base_rows: Callable[[int, int, F32], NDArray[np.uint8]],
     gain_rows: Callable[[NDArray[np.uint8], F32], F32],
 ) -> GainMapMetadata:
-    """Range and headroom from the content: robust extremes of the gain over a sixteenth of the rows."""
+    """Range of the gain over rows at most four apart; the headroom is the look's."""
     height = radiance.shape[0]
-    lows, highs, peak = [], [], 0.0
-    for first in range(0, height, 16):
+    lows, highs = [], []
+    for first in range(0, height, int(np.clip(height // 500, 1, 4))):
         shown = look(radiance[first : first + 1])
         gain = gain_rows(base_rows(first, first + 1, shown), shown).reshape(-1, 3)
-        lows.append(np.percentile(gain, 0.01, axis=0))
-        highs.append(np.percentile(gain, 99.99, axis=0))
-        peak = max(peak, float(shown.max()))
+        lows.append(np.percentile(gain, 0.1, axis=0))
+        highs.append(gain.max(axis=0))
     low, high = np.min(lows, axis=0), np.max(highs, axis=0)
     high = np.maximum(high, low + 0.05)
-    headroom = float(np.clip(np.log2(max(peak, 1.0)), MIN_HEADROOM_STOPS, look.headroom))
     return GainMapMetadata(
         minimum=(float(low[0]), float(low[1]), float(low[2])),
         maximum=(float(high[0]), float(high[1]), float(high[2])),
         base_offset=(OFFSET,) * 3,
         alternate_offset=(OFFSET,) * 3,
-        alternate_headroom=headroom,
+        alternate_headroom=look.headroom,
     )
