@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gmodiff.align import Alignment
 from gmodiff.align import align as align_bracket
@@ -18,6 +20,35 @@ from gmodiff.tonemap import DEFAULT_HEADROOM_STOPS, in_published_primaries, rend
 
 Estimator = Callable[[Bracket, Sequence[Any], F32], F32]
 """A model's place in the pipeline: (bracket, alignments, merged radiance) to estimated radiance, all (H, W, 3) float32."""
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """Radiance before it is rendered: (H, W, 3) float32, 1.0 = the reference's white; (H, W) provenance; how frames were aligned."""
+
+    radiance: F32 = field(repr=False)
+    provenance: NDArray[np.uint8] = field(repr=False)
+    alignments: tuple[Alignment, ...]
+
+
+def reconstruct_radiance(
+    bracket: Bracket, model: Estimator | None = None, *, align: bool = True, progress: Progress | None = None
+) -> Reconstruction:
+    """`reconstruct` without the rendering: align, merge, estimate, constrain. Radiance is in the bracket's own primaries."""
+
+    def step(stage: str) -> Callable[[float], None] | None:
+        return None if progress is None else lambda fraction: progress(stage, fraction)
+
+    reference = bracket.frames[bracket.reference]
+    alignments = align_bracket(bracket, progress=step("align")) if align else tuple(Alignment() for _ in bracket.frames)
+    merged = merge(bracket, alignments, progress=step("merge"))
+    radiance = merged.radiance
+    if model is not None:
+        radiance = np.array(model(bracket, alignments, radiance), np.float32)  # a copy: what follows works in place
+        if radiance.shape != merged.radiance.shape:
+            raise InputError(f"the model returned radiance of shape {radiance.shape}, expected {merged.radiance.shape}")
+    constrain(radiance, reference.encoded, bracket.response, reference.noise, out=radiance)
+    return Reconstruction(radiance, merged.provenance, tuple(alignments))
 
 
 def reconstruct(
@@ -37,27 +68,17 @@ def reconstruct(
     Raises InputError where the model returns another shape. Whatever it says, the result lies inside
     the radiance interval that the reference frame measured.
     """
-
-    def step(stage: str) -> Callable[[float], None] | None:
-        return None if progress is None else lambda fraction: progress(stage, fraction)
-
     reference = bracket.frames[bracket.reference]
-    alignments = align_bracket(bracket, progress=step("align")) if align else tuple(Alignment() for _ in bracket.frames)
-    merged = merge(bracket, alignments, progress=step("merge"))
-    radiance = merged.radiance
-    if model is not None:
-        radiance = np.array(model(bracket, alignments, radiance), np.float32)  # a copy: what follows works in place
-        if radiance.shape != merged.radiance.shape:
-            raise InputError(f"the model returned radiance of shape {radiance.shape}, expected {merged.radiance.shape}")
-    constrain(radiance, reference.encoded, bracket.response, reference.noise, out=radiance)
-    rendered = render(radiance, bracket, look=look, base=base, max_headroom=headroom, progress=step("render"))
-    summary = summarise(merged.provenance, radiance, bracket.relative_exposures[-1])
-    shown_as, colour = in_published_primaries(radiance, rendered.look, bracket.colour)
+    made = reconstruct_radiance(bracket, model, align=align, progress=progress)
+    rendering = None if progress is None else lambda fraction: progress("render", fraction)
+    rendered = render(made.radiance, bracket, look=look, base=base, max_headroom=headroom, progress=rendering)
+    summary = summarise(made.provenance, made.radiance, bracket.relative_exposures[-1])
+    shown_as, colour = in_published_primaries(made.radiance, rendered.look, bracket.colour)
     return HDRImage(
-        radiance=radiance,
+        radiance=made.radiance,
         base=rendered.base,
         gain_map=rendered.gain_map,
-        provenance=merged.provenance,
+        provenance=made.provenance,
         look=shown_as,
         colour=colour,
         base_colour=rendered.colour,
@@ -68,7 +89,7 @@ def reconstruct(
             "base": base,
             "brightest_stops": rendered.look.content_stops,
             "reference": reference.name,
-            "alignment": [_motion(f, a) for f, a in zip(bracket.frames, alignments, strict=True)],
+            "alignment": [_motion(f, a) for f, a in zip(bracket.frames, made.alignments, strict=True)],
         },
     )
 

@@ -1,0 +1,1 @@
+"""How good it is, on what, against whom: `gmodiff evaluate` and `gmodiff report`."""

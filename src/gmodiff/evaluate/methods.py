@@ -1,0 +1,193 @@
+"""Who is compared: ways from a scene's bracket to radiance, ours and OpenCV's, and other people's results from files.
+
+A method sees `Scene.bracket`, never its truth; the oracle alone does. OpenCV's methods take frames shifted by its own AlignMTB, as its
+users have them. Methods that know the response are scored as they are. The others know radiance only up to one factor, which
+`metrics.fitted_scale` gives them (rows keep the factor, and PSNR without it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from gmodiff.calibrate import calibrate
+from gmodiff.datasets.scene import Scene
+from gmodiff.errors import FileFormatError, InputError
+from gmodiff.evaluate.oracle import oracle
+from gmodiff.image import Bracket
+from gmodiff.pipeline import reconstruct_radiance
+from gmodiff.radiometry import F32, srgb_decode
+from gmodiff.reader import read
+
+U8 = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A name, what it does in a sentence, and how: a scene to (H, W, 3) float32 radiance, 1.0 = the reference's white.
+
+    fitted: it cannot know the scale of its radiance, so one factor is fitted before scoring.
+    """
+
+    name: str
+    about: str
+    run: Callable[[Scene], F32]
+    fitted: bool = False
+
+
+def method(name: str) -> Method:
+    """A method by name: one of METHODS, or saved:FOLDER. Raises InputError for other names and for a folder that is not there."""
+    if name in METHODS:
+        return METHODS[name]
+    if name.startswith("saved:"):
+        return _saved(name)
+    raise InputError(f"method {name!r}: expected {', '.join(METHODS)}, or saved:FOLDER")
+
+
+# ---- this project, and the reference alone --------------------------------------------------------------------------------
+
+
+def _reference(scene: Scene) -> F32:
+    bracket = scene.bracket
+    return bracket.response.linearise(bracket.frames[bracket.reference].encoded)
+
+
+def _classical(scene: Scene) -> F32:
+    return reconstruct_radiance(scene.bracket).radiance
+
+
+def _classical_auto(scene: Scene) -> F32:
+    bracket = scene.bracket
+    exposures, response, calibration = calibrate(
+        bracket.frames,
+        reference=bracket.reference,
+        exposures_known=True,
+        exposure_source="exif",
+        response=None,
+        transfer=bracket.colour.transfer,
+    )
+    frames = tuple(replace(f, exposure=e) for f, e in zip(bracket.frames, exposures, strict=True))
+    return reconstruct_radiance(Bracket(frames, bracket.reference, response, bracket.colour, calibration)).radiance
+
+
+# ---- OpenCV ---------------------------------------------------------------------------------------------------------------
+
+CALIBRATION_PIXELS = 60_000
+"""Size to which pictures are reduced for Robertson's calibration, whose time grows with every pixel and round."""
+
+
+def _eight_bit(bracket: Bracket) -> list[U8]:
+    """The frames as OpenCV's HDR functions take them."""
+    frames = [f.encoded if f.encoded.dtype == np.uint8 else np.rint(f.encoded / np.float32(257)).astype(np.uint8) for f in bracket.frames]
+    return [np.ascontiguousarray(f) for f in frames]
+
+
+def _shifted(bracket: Bracket) -> list[U8]:
+    """The frames shifted onto the reference by median threshold bitmaps (Ward 2003), edges repeated."""
+    frames = _eight_bit(bracket)
+    mtb = cv2.createAlignMTB()
+    grey = [cv2.cvtColor(f, cv2.COLOR_RGB2GRAY) for f in frames]
+    height, width = grey[0].shape
+    for i, frame in enumerate(frames):
+        if i != bracket.reference:
+            dx, dy = mtb.calculateShift(grey[bracket.reference], grey[i])
+            rows, columns = np.clip(np.arange(height) - dy, 0, height - 1), np.clip(np.arange(width) - dx, 0, width - 1)
+            frames[i] = np.ascontiguousarray(frame[rows][:, columns])
+    return frames
+
+
+def _opencv_merge(scene: Scene, kind: str, auto: bool) -> F32:
+    bracket = scene.bracket
+    frames = _shifted(bracket)
+    times = np.asarray(bracket.relative_exposures, np.float32)
+    if not auto:
+        response = bracket.response.codes(np.dtype(np.uint8))
+        response[0] = response[1] / 4  # Debevec takes the logarithm
+        response = np.ascontiguousarray(response[:, None, :])
+    elif kind == "debevec":
+        response = cv2.createCalibrateDebevec().process(frames, times)
+    else:
+        shrink = (CALIBRATION_PIXELS / frames[0][..., 0].size) ** 0.5
+        small = [cv2.resize(f, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_NEAREST) if shrink < 1 else f for f in frames]
+        response = cv2.createCalibrateRobertson().process(small, times)
+    merger = cv2.createMergeDebevec() if kind == "debevec" else cv2.createMergeRobertson()
+    merged = np.asarray(merger.process(frames, times, response), np.float32)
+    return np.maximum(np.nan_to_num(merged, nan=0.0, posinf=65504.0, neginf=0.0), 0.0)
+
+
+def _mertens(scene: Scene) -> F32:
+    fused = np.asarray(cv2.createMergeMertens().process(_shifted(scene.bracket)))
+    return np.asarray(srgb_decode(np.clip(fused, 0, 1)), np.float32)
+
+
+METHODS = {
+    m.name: m
+    for m in (
+        Method("reference", "the reference frame alone, linearised", _reference),
+        Method("debevec", "OpenCV MergeDebevec, told the response", partial(_opencv_merge, kind="debevec", auto=False)),
+        Method("debevec-auto", "OpenCV MergeDebevec with its CalibrateDebevec", partial(_opencv_merge, kind="debevec", auto=True), True),
+        Method("robertson", "OpenCV MergeRobertson, told the response", partial(_opencv_merge, kind="robertson", auto=False)),
+        Method(
+            "robertson-auto", "OpenCV MergeRobertson with its CalibrateRobertson", partial(_opencv_merge, kind="robertson", auto=True), True
+        ),
+        Method("mertens", "OpenCV MergeMertens, its picture decoded as sRGB (exposure fusion has no radiance)", _mertens, True),
+        Method("classical", "this project without a network, told the response", _classical),
+        Method("classical-auto", "this project without a network, as used: the response fitted from the bracket", _classical_auto, True),
+        Method("oracle", "the best weighted mean of motionless frames, knowing the truth: the ceiling", oracle),
+    )
+}
+"""Methods by name, in the order in which tables show them."""
+
+
+# ---- other people's results -------------------------------------------------------------------------------------------------
+
+SUFFIXES = (".exr", ".hdr", ".npy", ".tif", ".tiff")
+SCALES = ("short", "reference", "fit")
+
+
+def _saved(name: str) -> Method:
+    folder, at, scale = name.removeprefix("saved:").rpartition("@")
+    if not at or scale not in SCALES:
+        folder, scale = name.removeprefix("saved:"), "short"
+    if not Path(folder).is_dir():
+        raise InputError(
+            f"{name}: {folder} is not a folder; give the folder of the outputs, as in saved:outputs or saved:outputs@reference"
+        )
+    about = f"outputs in files, 1.0 = {'a fitted scale' if scale == 'fit' else f'white of the {scale} frame'}"
+    return Method(name, about, partial(_read_saved, folder=Path(folder), scale=scale), scale == "fit")
+
+
+def _read_saved(scene: Scene, folder: Path, scale: str) -> F32:
+    """The output of exactly this scene: FOLDER/NAME.exr (.hdr .npy .tif), or the only such file in FOLDER/NAME/."""
+    candidates = [folder / f"{scene.name}{s}" for s in SUFFIXES]
+    inside = folder / scene.name
+    found = [p for p in candidates if p.is_file()]
+    if not found and inside.is_dir():
+        found = sorted(p for p in inside.iterdir() if p.suffix.lower() in SUFFIXES)
+    if len(found) != 1:
+        what = f"{len(found)} outputs ({', '.join(p.name for p in found[:3])})" if found else "no output"
+        raise InputError(f"{folder} holds {what} for {scene.name}: expected one, {scene.name}.exr, .hdr, .npy or .tif")
+    radiance = _pixels(found[0])
+    return radiance * np.float32(scene.short_white) if scale == "short" else radiance
+
+
+def _pixels(path: Path) -> F32:
+    if path.suffix == ".npy":
+        try:
+            values: Any = np.load(path, allow_pickle=False)
+        except (ValueError, OSError, EOFError) as error:
+            raise FileFormatError(f"{path}: not a NumPy array ({str(error).splitlines()[0]})") from None
+        if values.ndim != 3 or values.shape[2] != 3 or values.dtype.kind != "f":
+            raise FileFormatError(f"{path}: {values.dtype} of shape {values.shape}, expected floating-point (H, W, 3), RGB")
+        return np.asarray(values, np.float32)
+    image = read(path)
+    if image.content != "scene":
+        raise FileFormatError(f"{path} holds a rendition, not scene-linear radiance: save outputs as .exr, .hdr or .npy")
+    return image.radiance
