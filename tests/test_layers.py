@@ -18,7 +18,7 @@ ALLOWED = {
     "gainmap": {"errors", "radiometry"},
     "image": {"errors", "radiometry", "gainmap"},
     "provenance": {"radiometry", "tiling"},
-    "align": {"errors", "flow", "image", "radiometry", "registration"},
+    "align": {"errors", "flow", "image", "radiometry", "registration", "tiling"},
     "flow": {"radiometry"},
     "registration": {"radiometry"},
     "ridge": {"radiometry"},

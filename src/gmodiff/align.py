@@ -8,7 +8,6 @@ range in both frames, so they match instead of pulling the motion. Motion is fou
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from gmodiff.flow import STILL_PX, find_flow, moved_by
 from gmodiff.image import Bracket, Frame
 from gmodiff.radiometry import CLIPPED_ENCODED, F32, CameraResponse
 from gmodiff.registration import displacement, find_homography, rescale, tone_table, warped
+from gmodiff.tiling import threads
 
 F64 = NDArray[np.float64]
 U8 = NDArray[np.uint8]
@@ -174,7 +174,7 @@ def align(bracket: Bracket, *, progress: Callable[[float], None] | None = None) 
         return _align_pair(small, _shrink(frame), bracket.response, bracket.shape, dense=True)
 
     found: list[Alignment] = []
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(threads()) as pool:
         futures = [pool.submit(find, frame) for frame in bracket.frames]
         try:
             for future in futures:

@@ -13,6 +13,7 @@ import click
 
 from gmodiff import __version__
 from gmodiff.errors import GMODiffError, InputError
+from gmodiff.evaluate.command import evaluate, report
 
 if TYPE_CHECKING:
     from gmodiff.image import Bracket, HDRImage
@@ -258,6 +259,10 @@ def inspect_file(file: str, as_json: bool, preview: str | None, headroom: float 
     if preview is not None:
         render_preview(file, preview, headroom=headroom, force=force)
     click.echo(json.dumps(facts, indent=2) if as_json else as_text(facts))
+
+
+command.add_command(evaluate)
+command.add_command(report)
 
 
 @command.command(short_help="Print the shell's completion script.")

@@ -220,6 +220,9 @@ def _merge_rows(
         if n + 1 < len(others):
             # Where the sample is believed its interval holds too, so that farther frames are tested against it.
             believed = (agrees > 0.5) & (largest(warped) < CLIPPED_ENCODED * np.iinfo(warped.dtype).max)
+            if i < bracket.reference:
+                # Where the reference measured, a shorter frame knows no better: its darks are a few codes with a bias of their own.
+                believed &= beside_clipped > 0
             mask = cv2.merge([believed.astype(np.uint16) * np.uint16(65535)] * 3)
             low = cv2.max(low, cv2.bitwise_and(low_i, mask))
             high = cv2.min(high, cv2.bitwise_or(high_i, cv2.bitwise_not(mask)))

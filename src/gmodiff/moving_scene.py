@@ -195,7 +195,7 @@ def moving_scene(
     objects = []
     for k in range(motion.objects):
         rng = generator((seed, 4, k))
-        cutout = cutouts[k] if k < len(cutouts) else _piece_of(radiance, rng, motion.object_size * height)
+        cutout = cutouts[k] if k < len(cutouts) else piece_of(radiance, rng, motion.object_size * height)
         start = rng.uniform(0.2, 0.8, 2) * (width, height)
         # A direction without sine and cosine: mostly sideways, as people and cars move.
         way = np.array([1.0 if rng.random() < 0.5 else -1.0, rng.uniform(-0.3, 0.3)]) * height
@@ -246,18 +246,23 @@ def _smooth_noise(rng: np.random.Generator, height: int, width: int, length_px: 
     return np.ascontiguousarray(stretch(rows_done, width).transpose(1, 0, 2)) * np.float32(2.087)
 
 
-def _piece_of(radiance: F32, rng: np.random.Generator, height: float) -> Cutout:
+def piece_of(radiance: F32, rng: np.random.Generator, height: float) -> Cutout:
     """A random piece of the scene with a soft, irregular outline, 0.5 to 1.5 stops brighter or darker."""
     h = max(8, min(int(height), radiance.shape[0]))
     w = max(8, min(int(height * rng.uniform(0.35, 0.9)), radiance.shape[1]))
     top, left = int(rng.integers(0, radiance.shape[0] - h + 1)), int(rng.integers(0, radiance.shape[1] - w + 1))
     gain = rng.uniform(1.4, 2.8)
-    y, x = np.mgrid[0:h, 0:w].astype(np.float32)
-    y, x = (y + 0.5) * 2 / h - 1, (x + 0.5) * 2 / w - 1
-    inside = np.float32(0.8) - x * x - y * y + _smooth_noise(rng, h, w, max(h, w) / 5, 1)[..., 0] * np.float32(0.15)
-    coverage = np.clip(inside * np.float32(min(h, w) / 6) + np.float32(0.5), 0.0, 1.0)
+    coverage = outline(rng, h, w)
     piece = radiance[top : top + h, left : left + w] * np.float32(gain if rng.random() < 0.5 else 1 / gain)
     return Cutout(piece, coverage)
+
+
+def outline(rng: np.random.Generator, height: int, width: int) -> F32:
+    """(height, width) coverage 0..1 of something with a soft, irregular edge that fills most of its box."""
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+    y, x = (y + 0.5) * 2 / height - 1, (x + 0.5) * 2 / width - 1
+    inside = np.float32(0.8) - x * x - y * y + _smooth_noise(rng, height, width, max(height, width) / 5, 1)[..., 0] * np.float32(0.15)
+    return np.asarray(np.clip(inside * np.float32(min(height, width) / 6) + np.float32(0.5), 0.0, 1.0), np.float32)
 
 
 # ---- warping ------------------------------------------------------------------------------------------------------------

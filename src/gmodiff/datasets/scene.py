@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from gmodiff.errors import InputError
 from gmodiff.image import Bracket
-from gmodiff.radiometry import F32, luminance_weights
+from gmodiff.radiometry import F32, ColourSpace, luminance_weights
 
 Mask = NDArray[np.bool_]
 
-DARK_LUMINANCE = 2.0**-6
-"""True luminance, with 1.0 = the reference's white, below which a pixel counts as dark: six stops down, 8-bit sRGB code 33."""
+DARK_LUMINANCE = 2.0**-5
+"""True luminance, with 1.0 = the reference's white, below which a pixel counts as dark: five stops down, 8-bit sRGB code 49."""
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,14 @@ def with_masks(truth: F32, bracket: Bracket, motion: Mask | None) -> dict[str, M
     """
     masks = {} if motion is None else {"motion": motion}
     masks["clipped"] = truth.max(axis=-1) >= 1.0
-    masks["dark"] = truth @ luminance_weights(bracket.colour) < DARK_LUMINANCE
+    masks["dark"] = luminance(truth, bracket.colour) < DARK_LUMINANCE
     return masks
+
+
+def luminance(radiance: F32, colour: ColourSpace) -> F32:
+    """(H, W, 3) to (H, W) relative luminance Y, added in a fixed order: a matrix product rounds differently from machine to machine."""
+    r, g, b = (radiance[..., c] * w for c, w in enumerate(luminance_weights(colour)))
+    return np.asarray(r + g + b)
 
 
 def common_facts(bracket: Bracket, masks: Mapping[str, Mask]) -> dict[str, Any]:

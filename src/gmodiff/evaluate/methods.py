@@ -107,6 +107,7 @@ def _opencv_merge(scene: Scene, kind: str, auto: bool) -> F32:
     bracket = scene.bracket
     frames = _shifted(bracket)
     times = np.asarray(bracket.relative_exposures, np.float32)
+    response: NDArray[Any]
     if not auto:
         response = bracket.response.codes(np.dtype(np.uint8))
         response[0] = response[1] / 4  # Debevec takes the logarithm

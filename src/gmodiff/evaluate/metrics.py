@@ -96,6 +96,7 @@ class ExtraMetric(Protocol):
 
     name: str
     settings: str
+    needs_truth: bool
 
     def __call__(self, estimate: F32, truth: F32, masks: Mapping[str, Mask], white_nits: float) -> dict[str, float | None]:
         """Both pictures (H, W, 3) relative to the short frame's white, 0..1, whose light is white_nits: name, or name/mask, to value."""
@@ -160,6 +161,15 @@ class Scorer:
         for metric in self._extra:
             found |= metric(relative, self._truth, masks, self._nits)
         return found
+
+    def unscaled(self, estimate: F32) -> dict[str, float | None]:
+        """PSNR-mu and PSNR-l of an estimate before a factor was fitted to it, under names of their own."""
+        relative = np.clip(estimate / self._white, 0, 1).astype(np.float32)
+        known = None if self._areas[""].all() else self._areas[""]
+        return {
+            "psnr_mu_unscaled": psnr(compress(relative), self._mu, known),
+            "psnr_l_unscaled": psnr(relative, self._truth, known),
+        }
 
     def _mu_gain(self, relative: F32) -> F32:
         return mu_gain(relative, self._reference.astype(np.float32) / np.float32(np.iinfo(self._reference.dtype).max))

@@ -53,7 +53,7 @@ def _groups(truth: F32, ratios: tuple[float, ...]) -> np.ndarray:
     # Frames clip in order of exposure; the shortest always counts.
     for ratio in ratios[1:]:
         group += GROUPS * (truth * ratio <= 0.98)
-    return group.ravel()
+    return np.asarray(group.ravel())
 
 
 def _merge(truth: F32, samples: F32, groups: np.ndarray, out: F32) -> None:

@@ -18,6 +18,7 @@ from gmodiff.datasets.scene import Mask
 from gmodiff.errors import InputError, MissingDependencyError
 from gmodiff.evaluate.metrics import ExtraMetric, compress
 from gmodiff.radiometry import F32
+from gmodiff.tiling import threads
 
 DISPLAY = "standard_hdr_linear"
 """ColorVideoVDP's name of the display: 30 inches, 4K, peak 1500 cd/m2, 10 lux, seen from two picture heights (75.4 pixels a degree)."""
@@ -49,7 +50,7 @@ class JOD:
     Inside a mask: the mean over its pixels of ColorVideoVDP's own map of differences, as JOD.
     """
 
-    name = "jod"
+    name, needs_truth = "jod", True
 
     def __init__(self, display: str = DISPLAY) -> None:
         torch = _torch("cvvdp")
@@ -81,6 +82,8 @@ class JOD:
 class PiqMetric:
     """LPIPS (Zhang et al. 2018, VGG) or DISTS (Ding et al. 2020) of the mu-compressed pictures, through piq; 0 is identical."""
 
+    needs_truth = True
+
     def __init__(self, name: str) -> None:
         torch = _torch("piq")
         import_torchvision()
@@ -107,6 +110,8 @@ class PiqMetric:
 
 class PyiqaMetric:
     """A score of the estimate alone (MUSIQ, MANIQA, CLIPIQA), of its mu-compressed picture, through pyiqa; higher is better."""
+
+    needs_truth = False
 
     def __init__(self, name: str) -> None:
         torch = _torch("pyiqa")
@@ -142,6 +147,7 @@ def _torch(package: str) -> Any:
         import torch
     except ImportError:
         raise MissingDependencyError(f'{package} needs torch: pip install "gmodiff[evaluate]"') from None
+    torch.set_num_threads(threads())
     return torch
 
 
@@ -171,10 +177,9 @@ def import_torchvision() -> None:
         except RuntimeError as error:
             if "operator torchvision::" not in str(error):
                 raise
-            import torch
-
             for module in [m for m in sys.modules if m.split(".")[0] == "torchvision"]:
                 del sys.modules[module]
+            torch = _torch("torchvision")
             library = torch.library.Library("torchvision", "FRAGMENT")
             for operator in ("nms", "qnms"):
                 if not hasattr(torch.ops.torchvision, operator):
