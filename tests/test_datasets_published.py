@@ -1,0 +1,556 @@
+"""Published sets on disk: written here by OpenCV, which is not what reads them, and loaded back."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import OpenImageIO as oiio
+import pytest
+
+from gmodiff.datasets.published import PublishedScene, estimated_motion, find_published, natural_key, read_truth
+from gmodiff.errors import FileFormatError, GMODiffError, InputError
+from gmodiff.image import Bracket, HDRImage
+from gmodiff.moving_scene import Motion
+from gmodiff.radiometry import CameraResponse
+from gmodiff.simulate import Camera, simulate
+from gmodiff.writer import write
+from synthetic import photos, scene
+
+GAMMA = CameraResponse.named("gamma2.2")
+NAMES = ("262A0898.tif", "262A0899.tif", "262A0900.tif")
+SHORT_WHITE = 4.0  # of photos at -2, 0, +2 stops
+
+
+def bracket16(radiance: np.ndarray, stops: tuple[float, ...] = (-2.0, 0.0, 2.0)) -> Bracket:
+    return photos(radiance, stops, response=GAMMA, dtype=np.uint16)
+
+
+def write_photo(path: Path, codes: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), codes[..., ::-1])
+
+
+def write_hdr(path: Path, linear: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), np.ascontiguousarray(linear[..., ::-1], np.float32))
+
+
+def write_scene(
+    folder: Path,
+    radiance: np.ndarray | None = None,
+    *,
+    names: tuple[str, ...] = NAMES,
+    text: str | None = "0.0\n2.0\n4.0\n",
+    text_name: str = "exposure.txt",
+    truth_name: str | None = "HDRImg.hdr",
+) -> Bracket:
+    """A scene as Kalantari's set has it. radiance: 1.0 = the middle photo's white."""
+    light = scene(48, 64) if radiance is None else radiance
+    bracket = bracket16(light)
+    for name, frame in zip(names, bracket.frames, strict=True):
+        write_photo(folder / name, frame.encoded)
+    if text is not None:
+        (folder / text_name).write_text(text)
+    if truth_name is not None:
+        write_hdr(folder / truth_name, light / SHORT_WHITE)
+    return bracket
+
+
+def only(root: Path) -> PublishedScene:
+    (found,) = find_published(root)
+    return found
+
+
+def fails(source: PublishedScene, *words: str, kind: type[GMODiffError] = InputError) -> None:
+    """load raises one line that names the scene and holds all words."""
+    with pytest.raises(kind) as caught:
+        source.load()
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith(f"{source.name}: ")
+    for word in words:
+        assert word in message
+
+
+# ---- meaning of the numbers ---------------------------------------------------------------------------------------------
+
+
+def test_the_truth_is_what_merging_by_hand_gives(tmp_path):
+    write_scene(tmp_path / "001")
+    loaded = only(tmp_path).load()
+    codes = np.stack([f.encoded / 65535 for f in loaded.bracket.frames])
+    merged = [c**2.2 / e for c, e in zip(codes, loaded.bracket.relative_exposures, strict=True)]
+    step = loaded.truth.max(axis=-1, keepdims=True) / 128  # of RGBE, cut off
+    for frame, light in zip(codes, merged, strict=True):
+        good = (frame > 0.01) & (frame < 1)
+        assert good.mean() > 0.5
+        assert (np.abs(light - loaded.truth) <= step + 1e-4)[good].all()
+    assert loaded.bracket.relative_exposures == (0.25, 1.0, 4.0)
+    assert [f.exposure for f in loaded.bracket.frames] == [1.0, 4.0, 16.0]
+    assert loaded.short_white == SHORT_WHITE
+    assert loaded.truth.dtype == np.float32
+    assert loaded.truth.max() > 3  # above the reference's white, below the shortest photo's
+
+
+def test_colours_keep_their_places(tmp_path):
+    red = np.broadcast_to(np.array([0.8, 0.3, 0.1], np.float32), (32, 32, 3)).copy()
+    red[::2] *= 0.5
+    write_scene(tmp_path / "001", red)
+    loaded = only(tmp_path).load()
+    np.testing.assert_allclose(loaded.truth[1, 0], [0.8, 0.3, 0.1], atol=0.01)
+    np.testing.assert_allclose((loaded.bracket.frames[1].encoded[1, 0] / 65535) ** 2.2, [0.8, 0.3, 0.1], atol=1e-4)
+
+
+def test_the_largest_code_is_one_and_the_response_is_gamma_2_2(tmp_path):
+    write_scene(tmp_path / "001")
+    bracket = only(tmp_path).load().bracket
+    assert bracket.response.name == "gamma2.2"
+    table = bracket.response.codes(np.dtype(np.uint16))
+    assert table[65535].tolist() == [1, 1, 1]
+    np.testing.assert_allclose(table[30000], (30000 / 65535) ** 2.2, rtol=1e-5)
+    assert {f.encoded.dtype for f in bracket.frames} == {np.dtype(np.uint16)}
+    assert bracket.frames[2].encoded.max() == 65535
+
+
+def test_exposures_count_from_the_shortest(tmp_path):
+    write_scene(tmp_path / "a", text="3\n5\n7\n")
+    write_scene(tmp_path / "b", text="0\n2\n4\n")
+    offset, plain = (s.load() for s in find_published(tmp_path))
+    assert [f.exposure for f in offset.bracket.frames] == [1.0, 4.0, 16.0]
+    np.testing.assert_array_equal(offset.truth, plain.truth)
+    assert offset.facts["exposures"] == "2**(e - min e)"
+
+
+def test_lines_of_the_text_follow_the_names_of_the_photos_in_natural_order(tmp_path):
+    bracket = bracket16(scene(48, 64))
+    short, middle, long = (f.encoded for f in bracket.frames)
+    for name, codes in (("img_2.tif", long), ("img_10.tif", short), ("img_9.tif", middle)):
+        write_photo(tmp_path / "x" / name, codes)
+    (tmp_path / "x" / "exposure.txt").write_text("\ufeff4, 2,\r\n0\r\n", encoding="utf-8")
+    write_hdr(tmp_path / "x" / "HDRImg.hdr", scene(48, 64) / SHORT_WHITE)
+    loaded = only(tmp_path).load()
+    assert [f.name for f in loaded.bracket.frames] == ["img_10.tif", "img_9.tif", "img_2.tif"]
+    for frame, codes in zip(loaded.bracket.frames, (short, middle, long), strict=True):
+        np.testing.assert_array_equal(frame.encoded, codes)
+    assert loaded.bracket.reference == 1
+    np.testing.assert_allclose(loaded.truth, scene(48, 64), atol=4 / 128)
+
+
+def test_the_order_of_the_folder_listing_does_not_matter(tmp_path, monkeypatch):
+    for name in ("Test/001", "Test/002", "Test/010"):
+        write_scene(tmp_path / name)
+    straight = find_published(tmp_path)
+    listing = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda self: iter(sorted(listing(self), reverse=True)))
+    assert find_published(tmp_path) == straight
+    assert [s.name for s in straight] == ["Test-001", "Test-002", "Test-010"]
+
+
+def test_headers_that_the_sets_own_loaders_ignore_are_ignored(tmp_path):
+    write_scene(tmp_path / "001")
+    path = tmp_path / "001" / "HDRImg.hdr"
+    plain, _ = read_truth(path, (48, 64))
+    first, _, rest = path.read_bytes().partition(b"\n")
+    lines = b"\nEXPOSURE=2.0\nPRIMARIES=0.64 0.33 0.29 0.6 0.15 0.06 0.333 0.333\n"
+    path.write_bytes(first + lines + rest)
+    np.testing.assert_array_equal(read_truth(path, (48, 64))[0], plain)
+
+
+def test_photos_are_taken_as_stored_even_where_they_say_they_lie_on_their_side(tmp_path):
+    bracket = write_scene(tmp_path / "001")
+    for name, frame in zip(NAMES, bracket.frames, strict=True):
+        spec = oiio.ImageSpec(64, 48, 3, "uint16")
+        spec.attribute("Orientation", 3)
+        out = oiio.ImageOutput.create(str(tmp_path / "001" / name))
+        assert out.open(str(tmp_path / "001" / name), spec)
+        assert out.write_image(frame.encoded)
+        out.close()
+    loaded = only(tmp_path).load()
+    np.testing.assert_array_equal(loaded.bracket.frames[0].encoded, bracket.frames[0].encoded)
+
+
+# ---- layouts ------------------------------------------------------------------------------------------------------------
+
+
+def test_scenes_are_found_wherever_they_are_and_named_by_their_place(tmp_path):
+    for place in ("Training/001", "Test/PAPER/BarbequeDay", "Test/EXTRA/001"):
+        write_scene(tmp_path / place)
+    (tmp_path / "Test" / "readme.txt").write_text("hello")
+    assert [s.name for s in find_published(tmp_path)] == ["Test-EXTRA-001", "Test-PAPER-BarbequeDay", "Training-001"]
+    assert [s.name for s in find_published(tmp_path / "Test")] == ["EXTRA-001", "PAPER-BarbequeDay"]
+    assert [s.name for s in find_published(tmp_path / "Training" / "001")] == ["001"]
+
+
+@pytest.mark.parametrize(
+    ("names", "text_name", "truth_name"),
+    [
+        (("input_1.tif", "input_2.tif", "input_3.tif"), "exposure.txt", "HDRImg.hdr"),
+        (("a.TIF", "b.TIF", "c.TIF"), "Exposures.txt", "gt.HDR"),
+        (("1.png", "2.png", "3.png"), "input_exp.txt", "gt.hdr"),
+        (("1.tiff", "2.tiff", "3.tiff"), "stops.txt", "truth.hdr"),
+    ],
+)
+def test_other_names_of_the_same_layout(tmp_path, names, text_name, truth_name):
+    write_scene(tmp_path / "s", names=names, text_name=text_name, truth_name=truth_name)
+    loaded = only(tmp_path).load()
+    assert [f.name for f in loaded.bracket.frames] == list(names)
+    np.testing.assert_allclose(loaded.truth, scene(48, 64), atol=4 / 128)
+
+
+def test_an_exr_truth_is_exact(tmp_path):
+    write_scene(tmp_path / "s", truth_name=None)
+    path = tmp_path / "s" / "gt.exr"
+    out = oiio.ImageOutput.create(str(path))
+    assert out.open(str(path), oiio.ImageSpec(64, 48, 3, "float"))
+    assert out.write_image(scene(48, 64) / np.float32(SHORT_WHITE))
+    out.close()
+    np.testing.assert_array_equal(only(tmp_path).load().truth, scene(48, 64))
+
+
+def write_challenge(root: Path, number: str = "007") -> list[Bracket]:
+    """Three states of motion; everything in each is its own: pixels, exposures and truth."""
+    brackets = []
+    for state in (1, 2, 3):
+        light = scene(48, 64, seed=state) * np.float32(1 - 0.1 * state)
+        names = ("ldr_img_1.tif", "ldr_img_2.tif", "ldr_img_3.tif")
+        text = "0\n2\n4\n" if state == 2 else "9\n9\n9\n"
+        brackets.append(write_scene(root / f"{number}_{state}", light, names=names, text=text, truth_name="hdr_img.hdr"))
+    return brackets
+
+
+def test_challenge_scenes_take_one_photo_of_each_state(tmp_path):
+    states = write_challenge(tmp_path)
+    source = only(tmp_path)
+    assert source.name == "007"
+    loaded = source.load()
+    assert loaded.bracket.reference == 1
+    assert [f.name for f in loaded.bracket.frames] == ["007_1/ldr_img_1.tif", "007_2/ldr_img_2.tif", "007_3/ldr_img_3.tif"]
+    for i, frame in enumerate(loaded.bracket.frames):
+        np.testing.assert_array_equal(frame.encoded, states[i].frames[i].encoded)
+    np.testing.assert_allclose(loaded.truth, scene(48, 64, seed=2) * 0.8, atol=4 / 128)
+
+
+def test_a_challenge_scene_without_one_of_its_states_says_so(tmp_path):
+    write_challenge(tmp_path, "007")
+    write_challenge(tmp_path, "008")
+    for path in (tmp_path / "008_3").iterdir():
+        path.unlink()
+    (tmp_path / "007_1" / "ldr_img_1.tif").unlink()
+    first, second = find_published(tmp_path)
+    fails(first, "007_1 holds no ldr_img_1")
+    fails(second, "008_3 is missing")
+
+
+def test_a_lone_state_of_motion_is_a_scene_of_its_own(tmp_path):
+    states = write_challenge(tmp_path / "all")
+    (tmp_path / "lone").mkdir()
+    (tmp_path / "all" / "007_2").rename(tmp_path / "lone" / "007_2")
+    source = only(tmp_path / "lone")
+    assert source.name == "007_2"
+    np.testing.assert_array_equal(source.load().bracket.frames[0].encoded, states[1].frames[0].encoded)
+
+
+def test_numbered_folders_of_other_sets_are_not_states_of_motion(tmp_path):
+    for n in (1, 2, 3):
+        write_scene(tmp_path / f"scene_{n}", names=("input_1.tif", "input_2.tif", "input_3.tif"))
+    assert [s.name for s in find_published(tmp_path)] == ["scene_1", "scene_2", "scene_3"]
+
+
+def test_names_are_unique_and_can_be_files(tmp_path):
+    for place in ("a/b", "a-b", "c[1]", "x.y"):
+        write_scene(tmp_path / place)
+    assert sorted(s.name for s in find_published(tmp_path)) == ["a-b", "a-b-2", "c_1_", "x.y"]
+
+
+def test_links_are_followed_once_and_never_in_circles(tmp_path):
+    write_scene(tmp_path / "set" / "001")
+    try:
+        (tmp_path / "set" / "000").symlink_to(tmp_path / "set" / "001", target_is_directory=True)
+        (tmp_path / "set" / "001" / "loop").symlink_to(tmp_path / "set", target_is_directory=True)
+        (tmp_path / "set" / "self").symlink_to(tmp_path / "set" / "self", target_is_directory=True)
+        (tmp_path / "linked").symlink_to(tmp_path / "set", target_is_directory=True)
+    except OSError as error:
+        pytest.skip(f"this file system makes no links: {error}")
+    assert [s.name for s in find_published(tmp_path / "set")] == ["001"]
+    assert [s.name for s in find_published(tmp_path / "linked")] == ["001"]
+
+
+def test_folders_too_deep_and_hidden_ones_are_not_looked_into(tmp_path):
+    write_scene(tmp_path / "1/2/3/4/5/6")
+    write_scene(tmp_path / "1/2/3/4/5/too/deep")
+    write_scene(tmp_path / ".trash/001")
+    assert [s.name for s in find_published(tmp_path)] == ["1-2-3-4-5-6"]
+
+
+def test_copies_that_macos_leaves_beside_files_are_not_photos(tmp_path):
+    write_scene(tmp_path / "001")
+    (tmp_path / "001" / "._262A0898.tif").write_bytes(b"resource fork")
+    assert len(only(tmp_path).load().bracket.frames) == 3
+
+
+def test_a_scene_without_truth_loads_without_one(tmp_path):
+    write_scene(tmp_path / "001", truth_name=None)
+    loaded = only(tmp_path).load()
+    assert loaded.truth is None
+    assert not loaded.masks
+    assert loaded.facts["size"] == [64, 48]
+
+
+def test_results_of_this_program_are_no_truth(tmp_path):
+    write_scene(tmp_path / "001")
+    write(HDRImage(scene(48, 64)), tmp_path / "001" / "mine.exr")
+    write(HDRImage(scene(48, 64)), tmp_path / "001" / "mine.hdr")
+    source = only(tmp_path)
+    assert source.truth == tmp_path / "001" / "HDRImg.hdr"
+    (tmp_path / "001" / "HDRImg.hdr").unlink()
+    assert only(tmp_path).load().truth is None
+
+
+def test_brackets_of_users_are_not_taken_for_published_sets(tmp_path):
+    write_scene(tmp_path / "mine", text=None, truth_name=None)
+    (tmp_path / "mine" / "notes.txt").write_text("a sunny day")
+    write_scene(tmp_path / "merged", text=None)
+    assert find_published(tmp_path) == []
+
+
+def test_an_empty_folder_holds_nothing(tmp_path):
+    assert find_published(tmp_path) == []
+
+
+@pytest.mark.parametrize("make_file", [False, True])
+def test_a_root_that_is_no_folder(tmp_path, make_file):
+    root = tmp_path / "nowhere"
+    if make_file:
+        root.write_text("x")
+    with pytest.raises(InputError, match=f"nowhere is {'not a folder' if make_file else 'not there'}: expected a folder of scenes"):
+        find_published(root)
+
+
+# ---- what is wrong with a scene -----------------------------------------------------------------------------------------
+
+
+def beside_a_good_one(tmp_path: Path) -> PublishedScene:
+    """The broken scene "bad", once the good one beside it was seen to load."""
+    write_scene(tmp_path / "good")
+    found = {s.name: s for s in find_published(tmp_path)}
+    assert found["good"].load().truth is not None
+    return found["bad"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, ["no exposure text", "exposure.txt"]),
+        ("0\ntwo\n4\n", ["exposure.txt says 'two'", "log2"]),
+        ("0\nnan\n4\n", ["exposure.txt says 'nan'"]),
+        ("0\n2\n41\n", ["exposure.txt says '41'", "-40 to 40"]),
+        ("0\n2\n", ["exposure.txt holds 2 exposures for 3 photos"]),
+        ("0\n2\n4\n6\n", ["exposure.txt holds 4 exposures for 3 photos"]),
+        ("\n", ["exposure.txt is empty"]),
+        ("2\n2\n2\n", ["3 photos of one exposure"]),
+    ],
+)
+def test_exposures_that_cannot_be_used(tmp_path, text, words):
+    write_scene(tmp_path / "bad", text=text)
+    fails(beside_a_good_one(tmp_path), *words)
+
+
+def test_a_text_that_is_none(tmp_path):
+    write_scene(tmp_path / "bad")
+    (tmp_path / "bad" / "exposure.txt").write_bytes(b"\xff\xfe\x00\x81")
+    fails(beside_a_good_one(tmp_path), "exposure.txt is no text", kind=FileFormatError)
+
+
+def test_a_truth_of_another_size(tmp_path):
+    write_scene(tmp_path / "bad")
+    write_hdr(tmp_path / "bad" / "HDRImg.hdr", scene(32, 64))
+    fails(beside_a_good_one(tmp_path), "HDRImg.hdr is 64x32 but the photos are 64x48")
+
+
+def test_photos_of_different_sizes(tmp_path):
+    write_scene(tmp_path / "bad")
+    write_photo(tmp_path / "bad" / NAMES[1], np.zeros((32, 64, 3), np.uint16))
+    fails(beside_a_good_one(tmp_path), f"{NAMES[1]} is 64x32 but {NAMES[0]} is 64x48")
+
+
+def test_two_truths(tmp_path):
+    write_scene(tmp_path / "bad")
+    write_hdr(tmp_path / "bad" / "other.hdr", scene(48, 64))
+    fails(beside_a_good_one(tmp_path), "HDRImg.hdr and other.hdr could all be the truth")
+
+
+def test_a_missing_photo(tmp_path):
+    write_scene(tmp_path / "bad")
+    (tmp_path / "bad" / NAMES[2]).unlink()
+    fails(beside_a_good_one(tmp_path), "3 exposures for 2 photos")
+
+
+def test_nearly_all_photos_missing(tmp_path):
+    write_scene(tmp_path / "bad")
+    for name in NAMES[1:]:
+        (tmp_path / "bad" / name).unlink()
+    fails(beside_a_good_one(tmp_path), "1 TIFF or PNG photos, expected 2 to 16")
+
+
+@pytest.mark.parametrize("name", [NAMES[0], "HDRImg.hdr"])
+@pytest.mark.parametrize("content", ["half", "empty", "text"])
+def test_damaged_files(tmp_path, name, content):
+    write_scene(tmp_path / "bad")
+    path = tmp_path / "bad" / name
+    whole = path.read_bytes()
+    path.write_bytes({"half": whole[: len(whole) // 2], "empty": b"", "text": b"hello" * 100}[content])
+    fails(beside_a_good_one(tmp_path), name, kind=FileFormatError)
+
+
+def test_a_photo_of_another_kind(tmp_path):
+    write_scene(tmp_path / "bad")
+    assert cv2.imwrite(str(tmp_path / "bad" / NAMES[0]), np.full((48, 64, 3), 0.5, np.float32))
+    fails(beside_a_good_one(tmp_path), f"{NAMES[0]} is not RGB of 8 or 16 bits", kind=FileFormatError)
+
+
+def test_a_grey_photo(tmp_path):
+    write_scene(tmp_path / "bad")
+    assert cv2.imwrite(str(tmp_path / "bad" / NAMES[0]), np.full((48, 64), 500, np.uint16))
+    fails(beside_a_good_one(tmp_path), f"{NAMES[0]} is not RGB of 8 or 16 bits", kind=FileFormatError)
+
+
+def test_a_black_truth(tmp_path):
+    write_scene(tmp_path / "bad")
+    write_hdr(tmp_path / "bad" / "HDRImg.hdr", np.zeros((48, 64, 3)))
+    fails(beside_a_good_one(tmp_path), "HDRImg.hdr holds no light", kind=FileFormatError)
+
+
+def test_what_is_no_light_in_a_truth(tmp_path):
+    light = scene(48, 64) / np.float32(SHORT_WHITE)
+    light[3, 4], light[5, 6, 0], light[7, 8, 1] = np.nan, np.inf, -1
+    path = tmp_path / "001" / "gt.exr"
+    write_scene(tmp_path / "001", truth_name=None)
+    out = oiio.ImageOutput.create(str(path))
+    assert out.open(str(path), oiio.ImageSpec(64, 48, 3, "float"))
+    assert out.write_image(light)
+    out.close()
+    loaded = only(tmp_path).load()
+    assert loaded.truth[3, 4].tolist() == [0, 0, 0]
+    assert loaded.truth[7, 8, 1] == 0
+    assert loaded.truth[5, 6, 0] == loaded.truth.max()
+    assert np.isfinite(loaded.truth).all()
+    assert sorted(zip(*np.nonzero(~loaded.known), strict=True)) == [(3, 4), (5, 6)]
+    assert loaded.facts["known_share"] == pytest.approx(1 - 2 / (48 * 64), abs=1e-5)
+
+
+# ---- motion, facts, identity --------------------------------------------------------------------------------------------
+
+
+def test_motion_is_found_where_it_is_and_nowhere_else():
+    light = scene(96, 128)
+    light[30:60, 40:70] = 0.3
+    moved = [light.copy() for _ in range(3)]
+    moved[0][30:60, 40:70] *= 2  # seen by the short photo alone
+    moved[2][70:90, 10:40] *= 0.4  # by the long one
+    bracket = photos(moved, response=GAMMA, dtype=np.uint16, noise=0.01)
+    mask = estimated_motion(light, bracket)
+    assert mask[33:57, 43:67].mean() > 0.99
+    assert mask[73:87, 13:37].mean() > 0.9
+    elsewhere = np.ones(mask.shape, bool)
+    elsewhere[28:62, 38:72] = elsewhere[68:92, 8:42] = False
+    assert mask[elsewhere].mean() < 0.001
+
+
+def test_something_bright_that_the_long_photo_has_clipped_is_motion_and_light_it_cannot_hold_is_not():
+    light = np.full((64, 64, 3), 0.1, np.float32)
+    light[:16] = 2.0  # clips the long photo and the reference, as it should
+    moved = [light, light, light.copy()]
+    moved[2][30:50, 30:50] = 3.0
+    mask = estimated_motion(light, photos(moved, response=GAMMA, dtype=np.uint16))
+    assert mask[32:48, 32:48].all()
+    assert mask[:28].sum() == 0
+
+
+def test_a_photo_that_has_black_says_nothing():
+    light = np.full((64, 64, 3), 0.05, np.float32)
+    lost = light.copy()
+    lost[20:40, 20:40] = 0
+    bracket = photos([lost, light, light], response=GAMMA, dtype=np.uint16)
+    assert not estimated_motion(light, bracket).any()
+
+
+def test_what_the_shared_exponent_of_a_truth_rounds_away_is_no_motion(tmp_path):
+    light = np.full((48, 64, 3), (0.9, 0.9, 0.003), np.float32)
+    light[:4] = 0.1
+    write_scene(tmp_path / "001", light)
+    loaded = only(tmp_path).load()
+    assert loaded.truth[20, 20, 2] == 0  # a third of a step of the red channel
+    assert not loaded.masks["motion"].any()
+
+
+def test_where_the_reference_itself_contradicts_the_truth_nothing_is_called_motion():
+    light = np.full((64, 64, 3), 0.2, np.float32)
+    wrong = light.copy()
+    wrong[20:40, 20:40] = 0.6
+    assert not estimated_motion(wrong, photos(light, response=GAMMA, dtype=np.uint16)).any()
+
+
+def test_simulated_motion_is_mostly_found_and_a_still_scene_has_none(tmp_path):
+    camera = Camera(GAMMA, bits=16, jpeg_quality=None)
+    shares = {}
+    for name, motion in (("still", Motion()), ("moving", Motion(objects=2))):
+        made = simulate(scene(128, 192), [1.0, 4.0, 16.0], camera, motion, seed=3)
+        for photo, frame in zip(NAMES, made.bracket.frames, strict=True):
+            write_photo(tmp_path / name / photo, frame.encoded)
+        (tmp_path / name / "exposure.txt").write_text("0\n2\n4\n")
+        write_hdr(tmp_path / name / "HDRImg.hdr", made.truth / SHORT_WHITE)
+        loaded = next(s for s in find_published(tmp_path) if s.name == name).load()
+        shares[name] = loaded.facts["motion_share"]
+        found = loaded.masks["motion"]
+        if name == "moving":
+            assert made.motion_mask[found].mean() > 0.8  # what is marked did move
+            assert found[made.motion_mask].mean() > 0.3  # much of what moves looks as before
+    assert shares["still"] < 0.01 < shares["moving"]
+
+
+def test_facts_and_masks(tmp_path):
+    write_scene(tmp_path / "001")
+    loaded = only(tmp_path).load()
+    assert {"motion", "clipped", "dark"} == set(loaded.masks)
+    assert loaded.facts["source"] == "published"
+    assert loaded.facts["motion_mask"] == "estimated from the frames"
+    assert loaded.facts["stops"] == [-2.0, 0.0, 2.0]
+    assert loaded.facts["reference"] == NAMES[1]
+    assert 0 < loaded.facts["clipped_share"] < 0.5
+    assert loaded.perfect is None
+    assert loaded.known is None
+
+
+def test_the_fingerprint_changes_with_every_file_and_with_nothing_else(tmp_path):
+    write_scene(tmp_path / "001")
+    source = only(tmp_path)
+    seen = [source.fingerprint]
+    assert pickle.loads(pickle.dumps(source)).fingerprint == seen[0]
+    (tmp_path / "001").rename(tmp_path / "renamed")
+    assert only(tmp_path).fingerprint == seen[0]
+    (tmp_path / "renamed").rename(tmp_path / "001")
+    for name in (*NAMES, "exposure.txt", "HDRImg.hdr"):
+        path = tmp_path / "001" / name
+        path.write_bytes(path.read_bytes() + b"\n")
+        seen.append(source.fingerprint)
+    assert len(set(seen)) == len(seen)
+    (tmp_path / "001" / NAMES[0]).unlink()
+    with pytest.raises(InputError, match="cannot be read"):
+        _ = source.fingerprint
+
+
+def test_natural_order():
+    names = ["b1", "a10", "a9", "A2", "²", "a"]
+    assert sorted(names, key=natural_key) == ["a", "A2", "a9", "a10", "b1", "²"]
+
+
+def test_the_reference_of_a_challenge_scene_is_the_photo_of_the_truth_whatever_its_exposure(tmp_path):
+    write_challenge(tmp_path)
+    (tmp_path / "007_2" / "exposure.txt").write_text("0\n4\n2\n")
+    loaded = only(tmp_path).load()
+    assert loaded.bracket.frames[loaded.bracket.reference].name == "007_2/ldr_img_2.tif"
+    assert replace(only(tmp_path), reference=None).load().bracket.reference == 1
