@@ -39,7 +39,7 @@ ALLOWED = {
 
 
 def imports(module: str) -> set[str]:
-    """Names of this package's modules that one module imports anywhere in its source."""
+    """Names of this package's modules, or folders of modules, that one module imports anywhere in its source."""
     found = set()
     for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("gmodiff."):
@@ -47,6 +47,25 @@ def imports(module: str) -> set[str]:
         elif isinstance(node, ast.Import):
             found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("gmodiff.")}
     return found
+
+
+FOLDERS = {
+    "datasets": set(ALLOWED) | {"datasets", "decode", "floatfiles", "reader"},
+    "evaluate": set(ALLOWED) | {"datasets", "evaluate", "reader", "runtime", "writer"},
+}
+"""Folders of modules and what their modules may import beyond themselves: never a model, training, or the command."""
+
+
+@pytest.mark.parametrize("folder", sorted(FOLDERS))
+def test_folder_imports_only_what_it_may(folder):
+    for path in sorted((PACKAGE / folder).glob("*.py")):
+        assert imports(f"{folder}/{path.stem}") <= FOLDERS[folder], path.name
+
+
+def test_stages_know_nothing_of_evaluation():
+    for path in PACKAGE.glob("*.py"):
+        if path.stem != "cli":
+            assert not imports(path.stem) & {"datasets", "evaluate"}, path.name
 
 
 @pytest.mark.parametrize("module", sorted(ALLOWED))

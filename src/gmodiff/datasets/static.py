@@ -39,6 +39,9 @@ REGISTERED_PX = 0.1
 CLIPPED_FROM, BLACK_BELOW = 0.95, 0.02
 """Encoded values between which a sample counts; all three channels must be below the first, since cameras desaturate highlights."""
 
+JUDGED_FROM = 0.12
+"""Encoded value from which a sample may contradict the others: darker codes carry biases of the camera's own."""
+
 DISAGREEMENT = 0.15
 """Relative difference from the mean, beyond DISAGREEMENT_SIGMAS of noise, from which a photo saw something else."""
 
@@ -162,9 +165,10 @@ def static_truth(bracket: Bracket) -> tuple[F32, Mask]:
         truth = np.where(weights > 0, total / weights, np.where(no_light, dark, bright))
     known = ((weights > 0) | no_light).all(axis=-1)
     disagree = np.zeros((height, width), bool)
-    for radiance, variance, valid in samples:
+    for frame, (radiance, variance, valid) in zip(bracket.frames, samples, strict=True):
+        judges = valid & (frame.encoded > JUDGED_FROM * np.iinfo(frame.encoded.dtype).max)
         allowed = DISAGREEMENT * truth + DISAGREEMENT_SIGMAS * np.sqrt(variance)
-        disagree |= (valid & (np.abs(radiance - truth) > allowed)).any(axis=-1)
+        disagree |= (judges & (np.abs(radiance - truth) > allowed)).any(axis=-1)
     # Lone pixels are noise; what moves is larger.
     moving = cv2.morphologyEx(disagree.astype(np.uint8), cv2.MORPH_OPEN, np.ones((2, 2), np.uint8))
     around = cv2.dilate(moving, np.ones((2 * AROUND_PX + 1, 2 * AROUND_PX + 1), np.uint8)) > 0
@@ -176,8 +180,7 @@ def _sample(frame: Frame, bracket: Bracket, ratio: float) -> tuple[F32, F32, Mas
     codes = frame.encoded
     top = np.iinfo(codes.dtype).max
     table = bracket.response.codes(codes.dtype)
-    slope = np.asarray(response_slope(table) * top, np.float32)
-    sigma = np.asarray(frame.noise.sigma_linear(table, slope), np.float32)
+    sigma = np.asarray(frame.noise.sigma_linear(table, response_slope(table)), np.float32)
     radiance, variance = np.empty(codes.shape, np.float32), np.empty(codes.shape, np.float32)
     for c in range(3):
         radiance[..., c] = (table[:, c] / np.float32(ratio)).take(codes[..., c])
@@ -270,5 +273,5 @@ class _Cut:
         """Where the piece is in any photo."""
         mask = np.zeros(self.shape, bool)
         for i in range(count):
-            mask[self._boxes(i)[1]] |= self.coverage > 0.02
+            mask[self._boxes(i)[1]] |= self.coverage > 0
         return mask

@@ -92,7 +92,8 @@ def _eight_bit(bracket: Bracket) -> list[U8]:
 def _shifted(bracket: Bracket) -> list[U8]:
     """The frames shifted onto the reference by median threshold bitmaps (Ward 2003), edges repeated."""
     frames = _eight_bit(bracket)
-    mtb = cv2.createAlignMTB()
+    # Its search reaches 2**bits pixels; the default of 6 finds chance matches across a small picture.
+    mtb = cv2.createAlignMTB(max_bits=int(np.clip(np.log2(min(bracket.shape) / 20), 1, 6)))
     grey = [cv2.cvtColor(f, cv2.COLOR_RGB2GRAY) for f in frames]
     height, width = grey[0].shape
     for i, frame in enumerate(frames):

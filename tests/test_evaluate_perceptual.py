@@ -1,0 +1,113 @@
+"""Metrics that need torch: they move the right way, say what is missing, and never download."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gmodiff.errors import InputError, MissingDependencyError
+from gmodiff.evaluate import perceptual
+from gmodiff.evaluate.metrics import Scorer
+from scenes import small_scene
+
+torch = pytest.importorskip("torch", reason="ColorVideoVDP needs torch")
+
+
+@pytest.fixture(scope="module")
+def jod():
+    return perceptual.load("jod")
+
+
+def test_jod_of_identical_pictures_is_ten(jod):
+    picture = np.random.default_rng(0).random((64, 96, 3)).astype(np.float32)
+    assert jod(picture, picture, {}, 800.0)["jod"] == pytest.approx(10, abs=1e-4)
+
+
+def test_jod_falls_with_damage_and_in_the_damaged_mask_only(jod):
+    scene = small_scene()
+    score = Scorer(scene, (jod,))
+    ghost = scene.truth.copy()
+    ghost[scene.masks["motion"]] *= 1.5
+    noise = np.random.default_rng(3).standard_normal(scene.truth.shape).astype(np.float32)
+    small, large = (score(scene.truth * (1 + s * noise)) for s in (0.05, 0.3))
+    assert 10 > small["jod"] > large["jod"]
+    found = score(ghost)
+    assert found["jod/motion"] < found["jod/dark"] - 0.1
+    assert "standard_hdr_linear" in score.settings["jod"]
+    assert "Lpeak=1500" in score.settings["jod"]
+
+
+def test_jod_in_an_empty_mask_is_none(jod):
+    picture = np.full((32, 32, 3), 0.2, np.float32)
+    assert jod(picture, picture, {"dark": np.zeros((32, 32), bool)}, 800.0)["jod/dark"] is None
+
+
+@pytest.mark.parametrize("name", ["lpips", "dists"])
+def test_piq_metrics_say_which_weights_are_missing(name, monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(InputError, match=r"vgg16-397923af\.pth and .*_weights\.pt") as error:
+        perceptual.load(name)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["lpips", "dists"])
+def test_piq_metrics_run_with_weights_that_are_there(name, monkeypatch, tmp_path):
+    """Random weights in the files' place: the distance of identical pictures is still zero, and grows with damage."""
+    perceptual.import_torchvision()
+    from torchvision.models import vgg16
+
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    torch.manual_seed(0)
+    features = {k: v for k, v in vgg16().state_dict().items() if k.startswith("features")}
+    channels = (64, 128, 256, 512, 512)
+    if name == "lpips":
+        own = [torch.rand(1, c, 1, 1) for c in channels]
+    else:
+        own = {k: torch.rand(1, 3 + sum(channels), 1, 1) for k in ("alpha", "beta")}
+        total = sum(float(w.sum()) for w in own.values())  # DISTS is one minus a mean: its weights sum to one
+        own = {k: w / total for k, w in own.items()}
+    (folder / perceptual.VGG_FILE).touch()
+    (folder / perceptual.PIQ_FILES[name]).touch()
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *a, **k: own)
+    monkeypatch.setattr("piq.perceptual.vgg16", lambda **k: _with(vgg16(), features))
+    metric = perceptual.load(name)
+    picture = np.random.default_rng(0).random((64, 64, 3)).astype(np.float32)
+    noise = np.random.default_rng(1).standard_normal(picture.shape).astype(np.float32)
+    values = [metric(np.clip(picture + s * noise, 0, 1), picture, {}, 800.0)[name] for s in (0.0, 0.02, 0.2)]
+    assert values[0] == pytest.approx(0, abs=1e-5)
+    assert values[0] < values[1] < values[2]
+
+
+def _with(model, weights):
+    model.load_state_dict(weights, strict=False)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "said"),
+    [
+        ("jod", "pycvvdp", r"gmodiff\[evaluate\]"),
+        ("jod", "torch", r"gmodiff\[evaluate\]"),
+        ("lpips", "piq", r"gmodiff\[evaluate\]"),
+        ("musiq", "pyiqa", "pip install pyiqa"),
+    ],
+)
+def test_missing_packages_are_named(name, module, said, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingDependencyError, match=said) as error:
+        perceptual.load(name)
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_metrics_are_refused():
+    with pytest.raises(InputError, match=r"'vmaf': expected one of jod"):
+        perceptual.load("vmaf")
+
+
+def test_no_extra_pulls_the_non_commercial_package():
+    text = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    assert "pyiqa>" not in text
+    assert '"pyiqa"' not in text
