@@ -1,0 +1,247 @@
+"""Pictures of results: every method of a scene tone-mapped alike, its errors, and the places where methods differ most, on one sheet."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from gmodiff.datasets.scene import Mask, Scene
+from gmodiff.evaluate.metrics import compress
+from gmodiff.evaluate.rows import Row
+from gmodiff.radiometry import F32, SRGB, ColourSpace, luminance_weights
+from gmodiff.writer import replacing
+
+Picture = NDArray[np.uint8]
+"""(H, W, 3) uint8, RGB."""
+
+ERROR_RANGE = 0.2
+"""Difference in the mu domain (0..1) that an error map shows as white."""
+
+UNKNOWN_GREY = 90
+SHEET_WIDTH, GAP, LINE = 2400, 8, 26
+MOST_COLUMNS, CROPS, SMALLEST_CROP = 5, 3, 96
+QUALITY = 95
+
+
+# ---- one picture ----------------------------------------------------------------------------------------------------------
+
+
+def tone_mapped(radiance: F32, short_white: float, colour: ColourSpace = SRGB) -> Picture:
+    """(H, W, 3) radiance to the picture that shows it on sheets; the same for every method of a scene.
+
+    Luminance relative to the short frame's white goes through log(1 + 500 l) / log 501, which keeps eleven stops apart; colour keeps
+    its ratios. What is not finite shows as black or white.
+    """
+    finite = np.nan_to_num(np.asarray(radiance, np.float32), nan=0.0, posinf=short_white * 4, neginf=0.0).clip(0)
+    luminance = np.maximum(finite @ luminance_weights(colour), 1e-7) / np.float32(short_white)
+    shown = np.log1p(500 * np.minimum(luminance, 1)) / np.float32(np.log(501))
+    encoded = np.clip(finite * (shown / (luminance * np.float32(short_white)))[..., None], 0, None)
+    # The curve above is already perceptual: the channels' ratios are softened with it, as a display's encoding would.
+    encoded = shown[..., None] * (encoded / np.maximum(shown, 1e-7)[..., None]) ** np.float32(1 / 2.2)
+    return np.asarray(np.rint(np.clip(encoded, 0, 1) * 255), np.uint8)
+
+
+def error_map(estimate: F32, truth: F32, short_white: float, known: Mask | None = None) -> Picture:
+    """Largest difference of the three channels in the mu domain (mu 5000), black for 0 to white from ERROR_RANGE; grey where not known."""
+    white = np.float32(short_white)
+    finite = np.nan_to_num(np.asarray(estimate, np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+    apart = np.abs(compress(finite / white) - compress(truth / white)).max(axis=-1)
+    codes = np.rint(np.clip(apart / ERROR_RANGE, 0, 1) * 255).astype(np.uint8)
+    picture = np.asarray(cv2.applyColorMap(codes, cv2.COLORMAP_INFERNO)[..., ::-1], np.uint8).copy()
+    if known is not None:
+        picture[~known] = UNKNOWN_GREY
+    return picture
+
+
+def save_pictures(folder: Path, scene: Scene, method: str, radiance: F32) -> None:
+    """Keep what a sheet needs, in folder/<scene>/: the method's picture and errors, and once the inputs and the truth."""
+    place = folder / scene.name
+    place.mkdir(parents=True, exist_ok=True)
+    colour = scene.bracket.colour
+    _save(place / f"{file_name(method)}.jpg", tone_mapped(radiance, scene.short_white, colour))
+    if scene.truth is not None:
+        _save(place / f"{file_name(method)}.error.png", error_map(radiance, scene.truth, scene.short_white, scene.known))
+        if not (place / "truth.jpg").exists():
+            _save(place / "truth.jpg", tone_mapped(scene.truth, scene.short_white, colour))
+    for i, frame in enumerate(scene.bracket.frames, start=1):
+        path = place / f"frame_{i}.jpg"
+        if not path.exists():
+            deep = frame.encoded.dtype == np.uint16
+            _save(path, np.asarray(frame.encoded >> 8 if deep else frame.encoded, np.uint8))
+
+
+def file_name(method: str) -> str:
+    """A method's name as a file's: what file systems do not take is replaced, and a hash keeps two such names apart."""
+    plain = re.sub(r"[^A-Za-z0-9._@-]+", "_", method)[-60:]
+    return plain if plain == method else f"{plain}-{hashlib.sha256(method.encode()).hexdigest()[:6]}"
+
+
+def _save(path: Path, picture: Picture) -> None:
+    settings = [cv2.IMWRITE_JPEG_QUALITY, QUALITY, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+    _, data = cv2.imencode(path.suffix, picture[..., ::-1], settings if path.suffix == ".jpg" else [])
+    with replacing(path, force=True) as temporary:
+        temporary.write_bytes(data.tobytes())
+
+
+def _load(path: Path) -> Picture | None:
+    """A picture saved earlier, None where it is missing or damaged: a sheet is then made without it."""
+    try:
+        found = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
+    except (OSError, cv2.error):
+        return None
+    return None if found is None else np.ascontiguousarray(found[..., ::-1], np.uint8)
+
+
+# ---- a sheet --------------------------------------------------------------------------------------------------------------
+
+
+def save_sheet(pictures: Path, rows: Sequence[Row], path: Path) -> bool:
+    """Write the contact sheet of one scene as JPEG; False where no pictures of it were kept."""
+    sheet = contact_sheet(pictures, rows)
+    if sheet is None:
+        return False
+    _save(path, sheet)
+    return True
+
+
+def contact_sheet(pictures: Path, rows: Sequence[Row]) -> Picture | None:
+    """The sheet of one scene, from its folder of pictures and its rows: inputs, truth, methods, errors, crops where methods differ most."""
+    frames = [p for i in range(1, 17) if (p := _load(pictures / f"frame_{i}.jpg")) is not None]
+    if not frames or not rows:
+        return None
+    truth = _load(pictures / "truth.jpg")
+    results = {r["method"]: _load(pictures / f"{file_name(r['method'])}.jpg") for r in rows}
+    errors = {r["method"]: _load(pictures / f"{file_name(r['method'])}.error.png") for r in rows}
+    shape = frames[0].shape
+    # Pictures of an earlier run at another size are no part of this scene.
+    results = {m: p for m, p in results.items() if p is not None and p.shape == shape}
+    boxes = most_different({m: p for m, p in results.items() if m != "oracle"}, _crop_side(len(results) + 1, shape))
+    facts = next((r["facts"] for r in rows if r["facts"]), {})
+    parts = [_title(rows[0], facts)]
+    stops = facts.get("stops", [])
+    inputs = [(p, f"frame {i + 1}" + (f", {stops[i]:+g} stops" if i < len(stops) else "")) for i, p in enumerate(frames)]
+    marked = None if truth is None else _boxed(truth, boxes)
+    if marked is not None:
+        inputs.append((marked, "truth, tone-mapped; boxes: crops below"))
+    parts.append(_grid(inputs, min(len(inputs), 6)))
+    columns = min(MOST_COLUMNS, max(3, ceil(len(rows) / 2)))
+    parts.append(_grid([(results.get(r["method"], _told(shape, r)), _caption(r)) for r in rows], columns))
+    shown = [
+        (p, f"{m}: error, white from {ERROR_RANGE:g} in the mu domain") for m, p in errors.items() if p is not None and p.shape == shape
+    ]
+    if shown:
+        parts.append(_grid(shown, columns))
+    for number, (y, x, side) in enumerate(boxes, start=1):
+        cut = slice(y, y + side), slice(x, x + side)
+        crops = [] if truth is None else [(truth[cut], f"truth, crop {number}")]
+        crops += [(p[cut], m) for m, p in results.items()]
+        parts.append(_grid(crops, len(crops), enlarge=True))
+    return np.asarray(np.vstack(parts), np.uint8)
+
+
+def most_different(results: dict[str, Picture], side: int, count: int = CROPS) -> list[tuple[int, int, int]]:
+    """(top, left, side) of up to `count` squares, none touching another, where pictures of methods vary most."""
+    if len(results) < 2:
+        return []
+    stack = np.stack([cv2.cvtColor(p, cv2.COLOR_RGB2GRAY) for p in results.values()]).astype(np.float32)
+    spread = cv2.boxFilter(stack.std(axis=0), cv2.CV_32F, (side, side), borderType=cv2.BORDER_CONSTANT)
+    height, width = spread.shape
+    half = side // 2
+    if min(height, width) <= side:
+        return []
+    inner = spread[half : height - side + half, half : width - side + half].copy()
+    boxes = []
+    for _ in range(count):
+        y, x = np.unravel_index(int(inner.argmax()), inner.shape)
+        if inner[y, x] <= 0:
+            break
+        boxes.append((int(y), int(x), side))
+        inner[max(0, y - side) : y + side, max(0, x - side) : x + side] = 0
+    return boxes
+
+
+def _crop_side(columns: int, shape: tuple[int, ...]) -> int:
+    return int(min(max(SMALLEST_CROP, (SHEET_WIDTH - GAP) // columns - GAP), min(shape[:2]) // 2))
+
+
+def _title(row: Row, facts: Any) -> Picture:
+    shown = {
+        "picture": "",
+        "folder": "",
+        "motion": "",
+        "response": "response",
+        "iso": "ISO",
+        "jpeg": "JPEG",
+        "clipped_stops": "clipped stops",
+    }
+    told = [f"{word} {facts[k]}".strip() for k, word in shown.items() if facts.get(k) not in (None, "")]
+    told += [f"{k.removesuffix('_share')} {100 * v:.1f} %" for k, v in facts.items() if k.endswith("_share") and isinstance(v, float)]
+    bar = np.full((2 * LINE + 16, SHEET_WIDTH, 3), 30, np.uint8)
+    _write(bar, f"{row['dataset']}: {row['scene']}", (GAP, LINE), 0.8)
+    _write(bar, "   ".join(told), (GAP, 2 * LINE + 4), 0.55)
+    return bar
+
+
+def _caption(row: Row) -> str:
+    if row["status"] != "ok":
+        return f"{row['method']}: failed"
+    values = row["metrics"]
+    scores = [f"{values[k]:.2f} {unit}" for k, unit in (("psnr_mu", "dB"), ("jod", "JOD")) if values.get(k) is not None]
+    return f"{row['method']}: {', '.join(scores)}" if scores else str(row["method"])
+
+
+def _told(shape: tuple[int, ...], row: Row) -> Picture:
+    """What stands where a picture is missing."""
+    blank = np.full(shape, 45, np.uint8)
+    text = str(row.get("error") or "no picture kept")
+    scale = max(shape[1] / 900, 0.4)
+    for i in range(0, min(len(text), 240), 48):
+        _write(blank, text[i : i + 48], (int(10 * scale), int((i // 48 + 1.5) * 36 * scale)), scale)
+    return blank
+
+
+def _boxed(picture: Picture, boxes: Iterable[tuple[int, int, int]]) -> Picture:
+    out = picture.copy()
+    thick = max(2, picture.shape[1] // 300)
+    for number, (y, x, side) in enumerate(boxes, start=1):
+        cv2.rectangle(out, (x, y), (x + side, y + side), (255, 230, 0), thick)
+        _write(out, str(number), (x + 2 * thick, y + 12 * thick), 0.4 * thick)
+    return out
+
+
+def _grid(tiles: Sequence[tuple[Picture, str]], columns: int, *, enlarge: bool = False) -> Picture:
+    """Pictures of one shape with captions above, in rows of so many, all as wide as the sheet allows."""
+    height, width = tiles[0][0].shape[:2]
+    tile = (SHEET_WIDTH - GAP) // columns - GAP
+    if not enlarge:
+        tile = min(tile, width)
+    scale = tile / width
+    high = max(1, round(height * scale))
+    # Crops keep their pixels visible; whole pictures are averaged down.
+    how = cv2.INTER_NEAREST if scale > 1 else cv2.INTER_AREA
+    rows = ceil(len(tiles) / columns)
+    out = np.full((rows * (high + LINE + GAP), SHEET_WIDTH, 3), 30, np.uint8)
+    for i, (picture, caption) in enumerate(tiles):
+        top, left = i // columns * (high + LINE + GAP), GAP + i % columns * (tile + GAP)
+        _write(out, _fitted(caption, tile), (left, top + LINE - 8), 0.55)
+        out[top + LINE : top + LINE + high, left : left + tile] = cv2.resize(picture, (tile, high), interpolation=how)
+    return out
+
+
+def _fitted(caption: str, width: int, scale: float = 0.55) -> str:
+    while len(caption) > 4 and cv2.getTextSize(caption, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)[0][0] > width:
+        caption = caption[:-4] + "..."
+    return caption
+
+
+def _write(picture: Picture, text: str, place: tuple[int, int], scale: float) -> None:
+    plain = text.encode("ascii", "replace").decode()
+    cv2.putText(picture, plain, place, cv2.FONT_HERSHEY_SIMPLEX, scale, (235, 235, 235), max(1, round(scale * 1.6)), cv2.LINE_AA)
