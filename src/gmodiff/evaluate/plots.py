@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gmodiff.errors import MissingDependencyError
-from gmodiff.evaluate.tables import ORACLE, Summary, value
+from gmodiff.evaluate.tables import ORACLE, Statistic, Summary, value
 from gmodiff.writer import replacing
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ BIN_SCENES, MAX_BINS = 6, 5
 class _Style:
     colour: str
     marker: str
+    line: str
     label: str
 
 
@@ -66,7 +67,7 @@ def save_plots(of: Summary, folder: Path) -> list[Path]:
         if figure is not None:
             path = folder / f"{name}.png"
             with replacing(path, force=True) as temporary:
-                figure.savefig(temporary, dpi=DPI)
+                figure.savefig(temporary, dpi="figure")
             paths.append(path)
     return paths
 
@@ -90,10 +91,14 @@ def quality_against_time(of: Summary) -> Figure | None:
     axes.xaxis.set_major_formatter(lambda v, _: f"{v:g}")
     axes.margins(y=0.12)
     interval = any(f.low is not None for _, f in points.values())
-    axes.set_title(f"{of.dataset}: quality against time" + (" (bars: 95 % of the mean)" if interval else ""))
+    axes.set_title(f"{of.dataset}: quality against time" + (" (bars: 95 % intervals of the mean)" if interval else ""))
     figure.tight_layout()
-    _label(figure, axes, {styles[m]: (x, f.mean, f.low or f.mean, f.high or f.mean) for m, (x, f) in points.items()})
+    _label(figure, axes, {styles[m]: (x, *_bounds(f)) for m, (x, f) in points.items()})
     return figure
+
+
+def _bounds(found: Statistic) -> tuple[float, float, float]:
+    return found.mean, found.mean if found.low is None else found.low, found.mean if found.high is None else found.high
 
 
 def quality_against(of: Summary, what: Against) -> Figure | None:
@@ -110,7 +115,7 @@ def quality_against(of: Summary, what: Against) -> Figure | None:
         places, scores = np.array(sorted(found)).T
         axes.plot(places, scores, style.marker, color=style.colour, markersize=4.5, alpha=0.55, markeredgewidth=0)
         line = _binned(places, scores) if len(found) >= 2 * BIN_SCENES else ([], [])
-        axes.plot(*line, marker=style.marker, markersize=6, color=style.colour, linewidth=1.6, label=style.label)
+        axes.plot(*line, marker=style.marker, markersize=6, color=style.colour, linestyle=style.line, linewidth=1.6, label=style.label)
     lines = any(len(found) >= 2 * BIN_SCENES for found in points.values())
     axes.set_title(f"{of.dataset}: each point a scene" + (", lines: means of neighbouring scenes" if lines else ""))
     order = sorted(points, key=lambda m: -float(np.mean([score for _, score in points[m]])))
@@ -127,7 +132,7 @@ def _axes(of: Summary, vertical: str, horizontal: str) -> tuple[Figure, Axes]:
         from matplotlib.figure import Figure
     except ImportError:
         raise MissingDependencyError('plots need Matplotlib: pip install "gmodiff[evaluate]"') from None
-    figure = Figure(figsize=SIZE_INCHES)
+    figure = Figure(figsize=SIZE_INCHES, dpi=DPI)
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.set_xlabel(horizontal, fontsize=11)
@@ -139,12 +144,12 @@ def _axes(of: Summary, vertical: str, horizontal: str) -> tuple[Figure, Axes]:
 
 
 def _styles(methods: Sequence[str]) -> dict[str, _Style]:
-    """Colours repeat after eight methods, markers after ten, pairs of them after forty."""
+    """Colours repeat after eight methods, with broken lines; markers after ten, so that a pair of both repeats after forty."""
     styles = {}
     for i, method in enumerate(m for m in methods if m != ORACLE):
-        styles[method] = _Style(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], _name(method, i))
+        styles[method] = _Style(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], "-" if i < len(COLOURS) else "--", _name(method, i))
     if ORACLE in methods:
-        styles[ORACLE] = _Style(ORACLE_COLOUR, "h", ORACLE)
+        styles[ORACLE] = _Style(ORACLE_COLOUR, "h", "-", ORACLE)
     return {m: styles[m] for m in methods}
 
 
