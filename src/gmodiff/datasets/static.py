@@ -158,11 +158,14 @@ def static_truth(bracket: Bracket) -> tuple[F32, Mask]:
         weight = np.where(valid, 1 / variance, 0)
         total += weight * radiance
         weights += weight
-    # The longest frame's black is the best there is where no frame saw light; where all are clipped the shortest gives a lower bound.
-    dark, bright = samples[-1][0], samples[0][0]
-    no_light = bracket.frames[-1].encoded < BLACK_BELOW * np.iinfo(bracket.frames[-1].encoded.dtype).max
-    with np.errstate(invalid="ignore", divide="ignore"):
-        truth = np.where(weights > 0, total / weights, np.where(no_light, dark, bright))
+    # Where no sample counts: of the longest frame that is not clipped there, else of the shortest, a lower bound.
+    top = np.iinfo(bracket.frames[-1].encoded.dtype).max
+    otherwise = samples[0][0]
+    for frame, (radiance, _, _) in zip(bracket.frames[1:], samples[1:], strict=True):
+        otherwise = np.where(frame.encoded.max(axis=-1, keepdims=True) < CLIPPED_FROM * top, radiance, otherwise)
+    truth = np.where(weights > 0, total / np.maximum(weights, np.float32(1e-12)), otherwise)
+    # Black in the longest frame is as dark as can be told.
+    no_light = bracket.frames[-1].encoded < BLACK_BELOW * top
     known = ((weights > 0) | no_light).all(axis=-1)
     disagree = np.zeros((height, width), bool)
     for frame, (radiance, variance, valid) in zip(bracket.frames, samples, strict=True):
