@@ -85,7 +85,9 @@ def test_tone_mapping_rises_with_light_keeps_grey_grey_and_shows_everything():
     assert (shown[..., 0] == shown[..., 2]).all()
     assert shown.max() == 255
     odd = np.array([[[np.nan, 0, 0], [np.inf, 1, 1], [-1, -1, -1]]], np.float32)
-    assert tone_mapped(odd, 4.0).shape == (1, 3, 3)
+    assert tone_mapped(odd, 4.0).tolist() == [[[255, 0, 255], [255, 0, 255], [0, 0, 0]]]
+    blues = [tone_mapped(np.full((1, 1, 3), (0, 0, v), np.float32), 4.0)[0, 0, 2] for v in (1.0, 2.0, 3.8)]
+    assert blues[0] < blues[1] < blues[2]
 
 
 def test_saturated_light_keeps_its_hue():
@@ -144,11 +146,23 @@ def test_sheets_of_odd_sizes_with_missing_pictures_and_failures(tmp_path, size):
     assert contact_sheet(tmp_path / "nothing", rows) is None
 
 
+def test_pictures_of_a_scene_that_changed_go(tmp_path):
+    scene = small_scene("a")
+    save_pictures(tmp_path, scene, "reference", scene.truth)
+    save_pictures(tmp_path, scene, "classical", scene.truth)
+    assert (tmp_path / "a" / "reference.jpg").exists()
+    changed = small_scene("a", seed=5)
+    before = (tmp_path / "a" / "truth.jpg").read_bytes()
+    save_pictures(tmp_path, changed, "classical", changed.truth)
+    assert not (tmp_path / "a" / "reference.jpg").exists()
+    assert (tmp_path / "a" / "truth.jpg").read_bytes() != before
+
+
 def test_a_sheet_without_truth_has_no_errors(tmp_path):
     scene = small_scene("a")
     bare = type(scene)("a", scene.bracket)
     save_pictures(tmp_path, bare, "reference", scene.truth)
-    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["frame_1.jpg", "frame_2.jpg", "frame_3.jpg", "reference.jpg"]
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["frame_1.jpg", "frame_2.jpg", "frame_3.jpg", "reference.jpg", "scene.txt"]
     assert contact_sheet(tmp_path / "a", [row("a", "reference", None)]) is not None
 
 

@@ -328,7 +328,7 @@ def test_ctrl_c_keeps_whole_rows_and_the_run_goes_on(set_file, tmp_path, workers
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=30)
-    assert process.returncode == 130
+    assert process.returncode == 130, said
     assert "Traceback" not in said
     kept, notes = read_rows(rows)
     assert 3 <= len(kept) < 58

@@ -30,7 +30,7 @@ def write_report(rows: Sequence[Row], folder: Path, *, dataset: str, notes: Sequ
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written ({error.strerror})") from None
     lines = [f"# {markdown_text(dataset)}", ""]
-    lines += [f"- {markdown_text(note)}" for note in notes]
+    lines += [*(f"- {markdown_text(note)}" for note in notes), *([""] if notes else [])]
     for table in made:
         lines += [f"## {markdown_text(_short_title(table, of))}", "", markdown(table)]
     if plots:
@@ -50,7 +50,8 @@ def insert_tables(document: Path, rows: Sequence[Row], *, command: str | None = 
     command: what made the rows, named above the tables. Raises InputError where the document or exactly one pair of marks is not there.
     """
     try:
-        text = document.read_text(encoding="utf-8")
+        with document.open(encoding="utf-8", newline="") as stream:  # line ends outside the marks stay as they are
+            text = stream.read()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{document}: cannot be read ({error})") from None
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
@@ -107,4 +108,4 @@ def _tex(made: Sequence[Table]) -> str:
 
 def _put(path: Path, text: str) -> None:
     with replacing(path, force=True) as temporary:
-        temporary.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
+        temporary.write_text(text.rstrip("\n") + "\n", encoding="utf-8", newline="")

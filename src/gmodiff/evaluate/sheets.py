@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from gmodiff.datasets.scene import Mask, Scene
 from gmodiff.evaluate.metrics import compress
 from gmodiff.evaluate.rows import Row
-from gmodiff.radiometry import F32, SRGB, ColourSpace, luminance_weights
+from gmodiff.radiometry import F32
 from gmodiff.writer import replacing
 
 Picture = NDArray[np.uint8]
 """(H, W, 3) uint8, RGB."""
 
 ERROR_RANGE = 0.2
-"""Difference in the mu domain (0..1) that an error map shows as white."""
+"""Difference in the mu domain (0..1) from which an error map shows its brightest colour, pale yellow."""
 
 UNKNOWN_GREY = 90
 SHEET_WIDTH, GAP, LINE = 2400, 8, 26
@@ -34,26 +34,31 @@ QUALITY = 95
 # ---- one picture ----------------------------------------------------------------------------------------------------------
 
 
-def tone_mapped(radiance: F32, short_white: float, colour: ColourSpace = SRGB) -> Picture:
+def tone_mapped(radiance: F32, short_white: float) -> Picture:
     """(H, W, 3) radiance to the picture that shows it on sheets; the same for every method of a scene.
 
-    Luminance relative to the short frame's white goes through log(1 + 500 l) / log 501, which keeps eleven stops apart; colour keeps
-    its ratios. What is not finite shows as black or white.
+    The largest channel, relative to the short frame's white, goes through log(1 + 500 l) / log 501, which keeps eleven stops apart; the
+    others keep their ratios to it, softened as a display's encoding does. What is not finite shows as magenta.
     """
-    finite = np.nan_to_num(np.asarray(radiance, np.float32), nan=0.0, posinf=short_white * 4, neginf=0.0).clip(0)
-    luminance = np.maximum(finite @ luminance_weights(colour), 1e-7) / np.float32(short_white)
-    shown = np.log1p(500 * np.minimum(luminance, 1)) / np.float32(np.log(501))
-    encoded = np.clip(finite * (shown / (luminance * np.float32(short_white)))[..., None], 0, None)
-    # The curve above is already perceptual: the channels' ratios are softened with it, as a display's encoding would.
-    encoded = shown[..., None] * (encoded / np.maximum(shown, 1e-7)[..., None]) ** np.float32(1 / 2.2)
-    return np.asarray(np.rint(np.clip(encoded, 0, 1) * 255), np.uint8)
+    finite = np.asarray(np.isfinite(radiance).all(axis=-1))
+    light = np.where(finite[..., None], radiance, 0).clip(0) / np.float32(short_white)
+    largest = np.maximum(light.max(axis=-1), np.float32(1e-7))
+    shown = np.log1p(500 * np.minimum(largest, 1)) / np.float32(np.log(501))
+    encoded = shown[..., None] * (light / largest[..., None]) ** np.float32(1 / 2.2)
+    picture: Picture = np.rint(encoded * 255).astype(np.uint8)
+    picture[~finite] = (255, 0, 255)
+    return picture
 
 
 def error_map(estimate: F32, truth: F32, short_white: float, known: Mask | None = None) -> Picture:
-    """Largest difference of the three channels in the mu domain (mu 5000), black for 0 to white from ERROR_RANGE; grey where not known."""
+    """Largest difference of the three channels in the mu domain (mu 5000), black for 0 to yellow from ERROR_RANGE; grey where not known.
+
+    What is not finite is as wrong as can be.
+    """
     white = np.float32(short_white)
-    finite = np.nan_to_num(np.asarray(estimate, np.float32), nan=0.0, posinf=0.0, neginf=0.0)
-    apart = np.abs(compress(finite / white) - compress(truth / white)).max(axis=-1)
+    finite = np.isfinite(estimate)
+    apart = np.abs(compress(np.where(finite, estimate, np.float32(0)) / white) - compress(truth / white))
+    apart = np.where(finite, apart, 1).max(axis=-1)
     codes = np.rint(np.clip(apart / ERROR_RANGE, 0, 1) * 255).astype(np.uint8)
     picture = np.asarray(cv2.applyColorMap(codes, cv2.COLORMAP_INFERNO)[..., ::-1], np.uint8).copy()
     if known is not None:
@@ -65,12 +70,17 @@ def save_pictures(folder: Path, scene: Scene, method: str, radiance: F32) -> Non
     """Keep what a sheet needs, in folder/<scene>/: the method's picture and errors, and once the inputs and the truth."""
     place = folder / scene.name
     place.mkdir(parents=True, exist_ok=True)
-    colour = scene.bracket.colour
-    _save(place / f"{file_name(method)}.jpg", tone_mapped(radiance, scene.short_white, colour))
+    mark = place / "scene.txt"
+    if not mark.exists() or mark.read_text() != scene.hash:
+        # Pictures of a scene that has changed since must not stand beside new ones.
+        for old in (*place.glob("*.jpg"), *place.glob("*.png")):
+            old.unlink()
+        mark.write_text(scene.hash)
+    _save(place / f"{file_name(method)}.jpg", tone_mapped(radiance, scene.short_white))
     if scene.truth is not None:
         _save(place / f"{file_name(method)}.error.png", error_map(radiance, scene.truth, scene.short_white, scene.known))
         if not (place / "truth.jpg").exists():
-            _save(place / "truth.jpg", tone_mapped(scene.truth, scene.short_white, colour))
+            _save(place / "truth.jpg", tone_mapped(scene.truth, scene.short_white))
     for i, frame in enumerate(scene.bracket.frames, start=1):
         path = place / f"frame_{i}.jpg"
         if not path.exists():
@@ -117,34 +127,37 @@ def contact_sheet(pictures: Path, rows: Sequence[Row]) -> Picture | None:
     frames = [p for i in range(1, 17) if (p := _load(pictures / f"frame_{i}.jpg")) is not None]
     if not frames or not rows:
         return None
-    truth = _load(pictures / "truth.jpg")
-    results = {r["method"]: _load(pictures / f"{file_name(r['method'])}.jpg") for r in rows}
-    errors = {r["method"]: _load(pictures / f"{file_name(r['method'])}.error.png") for r in rows}
     shape = frames[0].shape
-    # Pictures of an earlier run at another size are no part of this scene.
-    results = {m: p for m, p in results.items() if p is not None and p.shape == shape}
+    truth = _load(pictures / "truth.jpg")
+    results = _of_methods(pictures, rows, ".jpg", shape)
+    errors = _of_methods(pictures, rows, ".error.png", shape)
     boxes = most_different({m: p for m, p in results.items() if m != "oracle"}, _crop_side(len(results) + 1, shape))
-    facts = next((r["facts"] for r in rows if r["facts"]), {})
-    parts = [_title(rows[0], facts)]
+    facts: dict[str, Any] = next((r["facts"] for r in rows if r["facts"]), {})
     stops = facts.get("stops", [])
     inputs = [(p, f"frame {i + 1}" + (f", {stops[i]:+g} stops" if i < len(stops) else "")) for i, p in enumerate(frames)]
-    marked = None if truth is None else _boxed(truth, boxes)
-    if marked is not None:
-        inputs.append((marked, "truth, tone-mapped; boxes: crops below"))
-    parts.append(_grid(inputs, min(len(inputs), 6)))
-    columns = min(MOST_COLUMNS, max(3, ceil(len(rows) / 2)))
-    parts.append(_grid([(results.get(r["method"], _told(shape, r)), _caption(r)) for r in rows], columns))
-    shown = [
-        (p, f"{m}: error, white from {ERROR_RANGE:g} in the mu domain") for m, p in errors.items() if p is not None and p.shape == shape
-    ]
-    if shown:
-        parts.append(_grid(shown, columns))
+    if truth is not None:
+        inputs.append((_boxed(truth, boxes), "truth, tone-mapped; boxes: crops below"))
+    parts = [_title(rows[0], facts), _grid(inputs, min(len(inputs), 6))]
+    tiles = []
+    for row in rows:
+        picture = results.get(row["method"], _told(shape, row))
+        below = [errors.get(row["method"], np.full(shape, UNKNOWN_GREY, np.uint8))] if errors else []
+        tiles.append((np.vstack([picture, *below]), _caption(row)))
+    parts.append(_grid(tiles, min(MOST_COLUMNS, max(3, ceil(len(rows) / 2)))))
+    if errors:
+        parts.append(_line(f"Below each result its error in the mu domain: black 0, pale yellow {ERROR_RANGE:g} and more, grey not known."))
     for number, (y, x, side) in enumerate(boxes, start=1):
         cut = slice(y, y + side), slice(x, x + side)
-        crops = [] if truth is None else [(truth[cut], f"truth, crop {number}")]
-        crops += [(p[cut], m) for m, p in results.items()]
-        parts.append(_grid(crops, len(crops), enlarge=True))
+        crops = [] if truth is None else [(truth[cut], f"{number}: truth")]
+        crops += [(p[cut], f"{number}: {m}") for m, p in results.items()]
+        parts.append(_grid(crops, len(crops)))
     return np.asarray(np.vstack(parts), np.uint8)
+
+
+def _of_methods(pictures: Path, rows: Sequence[Row], ending: str, shape: tuple[int, ...]) -> dict[str, Picture]:
+    """Methods' pictures that are there; one of another size is left from another run and no part of this scene."""
+    loaded = {r["method"]: _load(pictures / f"{file_name(r['method'])}{ending}") for r in rows}
+    return {m: p for m, p in loaded.items() if p is not None and p.shape == shape}
 
 
 def most_different(results: dict[str, Picture], side: int, count: int = CROPS) -> list[tuple[int, int, int]]:
@@ -190,6 +203,12 @@ def _title(row: Row, facts: Any) -> Picture:
     return bar
 
 
+def _line(text: str) -> Picture:
+    bar = np.full((LINE + GAP, SHEET_WIDTH, 3), 30, np.uint8)
+    _write(bar, text, (GAP, LINE - 6), 0.55)
+    return bar
+
+
 def _caption(row: Row) -> str:
     if row["status"] != "ok":
         return f"{row['method']}: failed"
@@ -217,15 +236,13 @@ def _boxed(picture: Picture, boxes: Iterable[tuple[int, int, int]]) -> Picture:
     return out
 
 
-def _grid(tiles: Sequence[tuple[Picture, str]], columns: int, *, enlarge: bool = False) -> Picture:
+def _grid(tiles: Sequence[tuple[Picture, str]], columns: int) -> Picture:
     """Pictures of one shape with captions above, in rows of so many, all as wide as the sheet allows."""
     height, width = tiles[0][0].shape[:2]
     tile = (SHEET_WIDTH - GAP) // columns - GAP
-    if not enlarge:
-        tile = min(tile, width)
     scale = tile / width
     high = max(1, round(height * scale))
-    # Crops keep their pixels visible; whole pictures are averaged down.
+    # What is enlarged keeps its pixels visible; the rest is averaged down.
     how = cv2.INTER_NEAREST if scale > 1 else cv2.INTER_AREA
     rows = ceil(len(tiles) / columns)
     out = np.full((rows * (high + LINE + GAP), SHEET_WIDTH, 3), 30, np.uint8)
