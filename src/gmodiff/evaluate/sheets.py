@@ -57,7 +57,7 @@ def error_map(estimate: F32, truth: F32, short_white: float, known: Mask | None 
     """
     white = np.float32(short_white)
     finite = np.isfinite(estimate)
-    apart = np.abs(compress(np.where(finite, estimate, np.float32(0)) / white) - compress(truth / white))
+    apart = np.abs(compress((np.where(finite, estimate, 0) / white).astype(np.float32)) - compress(truth / white))
     apart = np.where(finite, apart, 1).max(axis=-1)
     codes = np.rint(np.clip(apart / ERROR_RANGE, 0, 1) * 255).astype(np.uint8)
     picture = np.asarray(cv2.applyColorMap(codes, cv2.COLORMAP_INFERNO)[..., ::-1], np.uint8).copy()
@@ -78,7 +78,7 @@ def save_pictures(folder: Path, scene: Scene, method: str, radiance: F32) -> Non
         mark.write_text(scene.hash)
     _save(place / f"{file_name(method)}.jpg", tone_mapped(radiance, scene.short_white))
     if scene.truth is not None:
-        _save(place / f"{file_name(method)}.error.png", error_map(radiance, scene.truth, scene.short_white, scene.known))
+        _save(place / f"{file_name(method)}.error.jpg", error_map(radiance, scene.truth, scene.short_white, scene.known))
         if not (place / "truth.jpg").exists():
             _save(place / "truth.jpg", tone_mapped(scene.truth, scene.short_white))
     for i, frame in enumerate(scene.bracket.frames, start=1):
@@ -130,7 +130,7 @@ def contact_sheet(pictures: Path, rows: Sequence[Row]) -> Picture | None:
     shape = frames[0].shape
     truth = _load(pictures / "truth.jpg")
     results = _of_methods(pictures, rows, ".jpg", shape)
-    errors = _of_methods(pictures, rows, ".error.png", shape)
+    errors = _of_methods(pictures, rows, ".error.jpg", shape)
     boxes = most_different({m: p for m, p in results.items() if m != "oracle"}, _crop_side(len(results) + 1, shape))
     facts: dict[str, Any] = next((r["facts"] for r in rows if r["facts"]), {})
     stops = facts.get("stops", [])
