@@ -73,7 +73,7 @@ def save_pictures(folder: Path, scene: Scene, method: str, radiance: F32) -> Non
     mark = place / "scene.txt"
     if not mark.exists() or mark.read_text() != scene.hash:
         # Pictures of a scene that has changed since must not stand beside new ones.
-        for old in (*place.glob("*.jpg"), *place.glob("*.png")):
+        for old in place.glob("*.jpg"):
             old.unlink()
         mark.write_text(scene.hash)
     _save(place / f"{file_name(method)}.jpg", tone_mapped(radiance, scene.short_white))
