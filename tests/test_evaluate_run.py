@@ -321,7 +321,14 @@ def test_ctrl_c_keeps_whole_rows_and_the_run_goes_on(set_file, tmp_path, workers
     words = [sys.executable, "-m", "gmodiff", "evaluate", str(set_file), "-o", str(tmp_path / "out"), "--metric", "none", "--no-pictures"]
     words += ["-m", "reference", "-m", "classical", "--workers", workers]
     env = {"PYTHONPATH": str(Path(gmodiff.__file__).parents[1]), "PATH": "/usr/bin:/bin"}
-    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=env, start_new_session=True)
+    process = subprocess.Popen(
+        words,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=env,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job would ignore it
+    )
     rows = tmp_path / "out" / "small.jsonl"
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not (rows.exists() and rows.read_text().count("\n") >= 3):

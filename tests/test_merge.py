@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -32,6 +34,31 @@ def test_noise_falls_below_the_reference_alone():
     alone = bracket.response.linearise(bracket.frames[1].encoded)
     dark = (truth < 0.1).all(axis=2)
     assert np.std((merged / truth)[dark]) < 0.6 * np.std((alone / truth)[dark])
+
+
+def test_a_shorter_frames_biased_darks_do_not_shut_out_a_longer_frame():
+    """In the darks a short frame is a few codes with a bias of their own; it knows no better than the reference what is there."""
+    truth = scene() * np.float32(0.02)
+    bracket = photos(truth, (-2.0, 0.0, 2.0), noise=0.004)
+    biased = np.maximum(bracket.frames[0].encoded, 9)
+    frames = (replace(bracket.frames[0], encoded=biased), *bracket.frames[1:])
+    dark = replace(bracket, frames=frames)
+    merged = merge(dark, still(dark)).radiance
+    without = replace(bracket, frames=bracket.frames[1:], reference=0)
+    assert psnr_mu(merged, truth, 4.0) > psnr_mu(merge(without, still(without)).radiance, truth, 4.0) - 1.5
+
+
+@pytest.mark.parametrize(("here", "there"), [((1.6, 0.08, 0.1), (0.7, 0.74, 0.9)), ((1.05, 0.8, 0.95), (1.8, 0.09, 0.1))])
+def test_a_saturated_thing_that_clips_is_not_taken_for_something_else(here, there):
+    """A red jumper in the reference is not the cloud that the short frame saw there, nor the cloud the jumper."""
+    truth = np.full((64, 96, 3), 0.3, np.float32)
+    frames = [truth.copy(), truth.copy()]
+    frames[0][20:44, 30:60] = there
+    frames[1][20:44, 30:60] = here
+    bracket = photos(frames, (-2.0, 0.0), reference=1)
+    inside = merge(bracket, still(bracket)).radiance[26:38, 36:54]
+    ratio = np.median(inside[..., 1]) / here[1]
+    assert 1 / 1.3 < ratio < 1.3
 
 
 def test_labels():

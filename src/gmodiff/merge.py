@@ -45,6 +45,10 @@ EDGE_PX = 3
 """Disagreement narrower than this is taken for an edge, not for motion."""
 GHOST_GAP_STOPS, GHOST_SPREAD_STOPS = 0.15, 0.04
 """A gap between two intervals as large as the first, or as large as the second on average over the window, ends the belief."""
+DRIFT_STOPS, DRIFT_FROM, BLEED_STOPS = 2.5, 0.5, 1.0
+"""Beside a clipped channel cameras let the others drift towards white, the more the higher their codes (encoded DRIFT_FROM and up), and
+JPEG bleeds chroma: so much lower or higher than its code a channel's light is still plausible there. A lamp may be redder than it looks;
+a red jumper is not a white cloud. (What the codes *prove* there is less: `radiometry.IntervalTables`.)"""
 DOUBTFUL, SURE = 0.1, 0.5
 """Confidence (validity times agreement of the best sample) below which nothing, and from which everything, counts as measured."""
 REFERENCE_LEAN = 15.0
@@ -64,7 +68,7 @@ class _Codes:
     """What each code of one frame means.
 
     radiance: (codes, 3) float32.   low, high: (codes, 3) uint16, the ends of its interval on the log scale of `_log_code`.
-    low_beside_clipped: replaces low in pixels whose brightest channel is clipped (`radiometry.IntervalTables`).
+    low_beside_clipped, high_beside_clipped: replace them in pixels whose brightest channel is clipped (DRIFT_STOPS, BLEED_STOPS).
     least: (codes,) uint16, what the largest of a pixel's codes proves about the largest of its radiances.
     weight, validity: (codes,) float32 over the largest of a pixel's three codes: one weight for the whole pixel, so that frames
     whose responses disagree a little never mix in different shares per channel, which would tint edges.
@@ -74,6 +78,7 @@ class _Codes:
     low: NDArray[np.uint16]
     high: NDArray[np.uint16]
     low_beside_clipped: NDArray[np.uint16]
+    high_beside_clipped: NDArray[np.uint16]
     least: NDArray[np.uint16]
     weight: F32
     validity: F32
@@ -157,12 +162,14 @@ def _code_tables(frame: Frame, response: CameraResponse, exposure: float, tolera
     share = validity**2
     leaning = 1.0 + lean * share * _smoothstep((encoded - 0.1) / 0.3)
     interval = radiance_interval_codes(response, frame.noise, dtype)
+    drift = DRIFT_STOPS * _smoothstep((encoded - DRIFT_FROM) / (TAPER_ENCODED - DRIFT_FROM))
     low = _log_code(interval.low * ((1 - tolerance) / exposure))
     return _Codes(
         radiance=(linear / exposure).astype(np.float32),
         low=low,
         high=_log_code(interval.high * ((1 + tolerance) / exposure)),
-        low_beside_clipped=_log_code(interval.low_beside_clipped * ((1 - tolerance) / exposure)),
+        low_beside_clipped=_log_code(interval.low * (2.0**-drift * ((1 - tolerance) / exposure))[:, None]),
+        high_beside_clipped=_log_code(interval.high * (2.0**BLEED_STOPS * (1 + tolerance) / exposure)),
         least=low.min(axis=1),
         weight=(share * leaning * exposure**2 / variance).astype(np.float32),
         validity=validity.astype(np.float32),
@@ -195,9 +202,8 @@ def _merge_rows(
     least = look_up(reference.least, brightest)
     beside_clipped = (look_up(reference.validity, brightest) < 0.5).astype(np.uint8)
     if beside_clipped.any():
-        # Chroma subsampling and highlight desaturation make the other channels' codes unfit as upper bounds too.
         low = cv2.copyTo(look_up(reference.low_beside_clipped, codes), beside_clipped, low)
-        high = cv2.bitwise_or(high, cv2.merge([beside_clipped.astype(np.uint16) * np.uint16(65535)] * 3))
+        high = cv2.copyTo(look_up(reference.high_beside_clipped, codes), beside_clipped, high)
     brightest = brightest[inner]
     black = largest(low[inner]) == 0
     weight = look_up(reference.weight, brightest)
@@ -251,7 +257,10 @@ def _merge_rows(
     proven = reference.radiance[codes[inner][at], channels]
     bound = proven + trust * (sample - proven)
     value[at] = share * value[at] + (1 - share) * bound
-    lost = (1 - share) * np.maximum(clipping_nearness(short_codes[at] / np.iinfo(codes.dtype).max), 1 - trust)
+    # Where the shortest frame is not believed, the reference's own unclipped channels say more than the surroundings can.
+    top_code = np.iinfo(codes.dtype).max
+    near = trust * clipping_nearness(short_codes[at] / top_code) + (1 - trust) * clipping_nearness(codes[inner][at] / top_code)
+    lost = (1 - share) * near
     missing = np.zeros(value.shape, np.uint8)
     missing[at] = np.rint(lost * 255)
     labels[at] = np.where(lost.max(axis=1) > 0.5, np.uint8(INFERRED), labels[at])
