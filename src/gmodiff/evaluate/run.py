@@ -220,7 +220,7 @@ def run_job(job: Job) -> Iterator[Row]:
     extra = _loaded(job.metrics)
     try:
         scene = job.source.load()
-        scorer = Scorer(scene, tuple(m for m in extra if m.needs_truth or scene.truth is not None)) if scene.truth is not None else None
+        scorer = Scorer(scene, extra) if scene.truth is not None else None
         shared = {"facts": dict(scene.facts), "scene_hash": scene.hash}
     except Exception as error:  # whatever is wrong with a scene, the others still count
         for name in job.methods:
@@ -231,7 +231,8 @@ def run_job(job: Job) -> Iterator[Row]:
         try:
             estimate, seconds, peak = measured(lambda how=how: _checked(how, scene))  # type: ignore[misc]
             values, scale = _scored(estimate, scene, scorer, how, extra)
-            settings = (scorer.settings if scorer is not None else {}) | {m.name: m.settings for m in extra}
+            settings = scorer.settings if scorer is not None else {}
+            settings |= {m.name: "not measured: there is no truth" if scorer is None and m.needs_truth else m.settings for m in extra}
             result = {
                 "status": "ok",
                 "metrics": {k: None if v is None else round(v, DIGITS) for k, v in values.items()},

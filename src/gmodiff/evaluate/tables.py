@@ -511,6 +511,8 @@ def _uneven(of: Summary) -> bool:
 def _main_notes(of: Summary) -> tuple[str, ...]:
     if not of.compared:
         return ("No method succeeded on any scene.",)
+    if not of.metrics:
+        return ("No scene has a ground truth: there is nothing to score, only times (medians) and pictures.",)
     notes = []
     if of.common:
         notes.append(f"Means over the {_count(len(of.common), 'scene')} on which all {_count(len(of.compared), 'method')} succeeded.")
