@@ -50,7 +50,7 @@ def imports(module: str) -> set[str]:
 
 
 FOLDERS = {
-    "datasets": set(ALLOWED) | {"datasets", "decode", "floatfiles", "reader"},
+    "datasets": set(ALLOWED) | {"datasets", "decode", "exposure", "floatfiles", "reader"},
     "evaluate": set(ALLOWED) | {"datasets", "evaluate", "reader", "runtime", "writer"},
 }
 """Folders of modules and what their modules may import beyond themselves: never a model, training, or the command."""

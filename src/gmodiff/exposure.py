@@ -134,14 +134,14 @@ def _exposure_txt(files: list[Path], notes: list[str]) -> list[float] | None:
     if len(values) != len(files):
         notes.append(f"{text.name} holds {len(values)} exposures for {len(files)} photos and was not used")
         return None
-    by_name = sorted(range(len(files)), key=lambda i: _natural(files[i].name))
+    by_name = sorted(range(len(files)), key=lambda i: natural_key(files[i].name))
     exposures = [0.0] * len(files)
     for value, i in zip(values, by_name, strict=True):
         exposures[i] = 2.0**value
     return exposures
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
+def natural_key(name: str) -> list[tuple[int, str]]:
     """Sort key under which exp_9 comes before exp_10, upper and lower case alike."""
     return [(int(part), "") if part.isdigit() and part.isascii() else (-1, part) for part in re.split(r"([0-9]+)", name.lower())]
 

@@ -28,12 +28,12 @@ from gmodiff.datasets.published import (
     folders_below,
     known_share,
     made_by_gmodiff,
-    natural_key,
     read_truth,
     scene_names,
 )
 from gmodiff.datasets.scene import Scene, common_facts, fingerprint, with_masks
 from gmodiff.errors import FileFormatError, GMODiffError, InputError
+from gmodiff.exposure import natural_key
 from gmodiff.image import MAX_FRAMES, MIN_FRAMES, Bracket
 
 PHOTO_KINDS = (

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from gmodiff.datasets.scene import Mask, Scene, common_facts, fingerprint, with_masks
 from gmodiff.decode import decode_png, decode_tiff
 from gmodiff.errors import FileFormatError, GMODiffError, InputError
+from gmodiff.exposure import natural_key
 from gmodiff.floatfiles import first_line
 from gmodiff.hdrgm import GMODIFF
 from gmodiff.image import MAX_FRAMES, MIN_FRAMES, Bracket, Calibration, Frame
@@ -185,11 +186,6 @@ def scene_names(places: Iterable[Path], root: Path) -> list[str]:
             name = f"{wanted}-{number}"
         names.append(name)
     return names
-
-
-def natural_key(name: str) -> list[tuple[int, str]]:
-    """Sort key under which exp_9 comes before exp_10, upper and lower case alike."""
-    return [(int(part), "") if part.isdecimal() and part.isascii() else (-1, part) for part in re.split(r"([0-9]+)", name.lower())]
 
 
 def made_by_gmodiff(path: Path) -> bool:
