@@ -11,7 +11,7 @@ import numpy as np
 import OpenImageIO as oiio
 import pytest
 
-from gmodiff.datasets.published import PublishedScene, estimated_motion, find_published, natural_key, read_truth
+from gmodiff.datasets.published import PublishedScene, estimated_motion, find_published, natural_key, read_float_picture
 from gmodiff.errors import FileFormatError, GMODiffError, InputError
 from gmodiff.image import Bracket, HDRImage
 from gmodiff.moving_scene import Motion
@@ -153,11 +153,11 @@ def test_the_order_of_the_folder_listing_does_not_matter(tmp_path, monkeypatch):
 def test_headers_that_the_sets_own_loaders_ignore_are_ignored(tmp_path):
     write_scene(tmp_path / "001")
     path = tmp_path / "001" / "HDRImg.hdr"
-    plain, _ = read_truth(path, (48, 64))
+    plain, _ = read_float_picture(path, (48, 64))
     first, _, rest = path.read_bytes().partition(b"\n")
     lines = b"\nEXPOSURE=2.0\nPRIMARIES=0.64 0.33 0.29 0.6 0.15 0.06 0.333 0.333\n"
     path.write_bytes(first + lines + rest)
-    np.testing.assert_array_equal(read_truth(path, (48, 64))[0], plain)
+    np.testing.assert_array_equal(read_float_picture(path, (48, 64))[0], plain)
 
 
 def test_photos_are_taken_as_stored_even_where_they_say_they_lie_on_their_side(tmp_path):

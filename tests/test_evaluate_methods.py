@@ -1,6 +1,8 @@
 """Methods on scenes whose answer is known: who must be above whom, and that files go to their own scene."""
 
+import cv2
 import numpy as np
+import OpenImageIO as oiio
 import pytest
 
 from gmodiff.errors import FileFormatError, InputError
@@ -91,11 +93,36 @@ def test_saved_results_may_be_of_any_float_format_and_are_rgb(tmp_path, suffix):
     assert Scorer(scene)(estimate)["psnr_mu"] > Scorer(scene)(estimate[..., ::-1])["psnr_mu"] + 10
 
 
-def test_a_result_in_a_folder_of_its_own_is_found(tmp_path):
+def test_a_file_of_another_name_is_nobodys_result(tmp_path):
     scene = small_scene("hill")
     (tmp_path / "hill").mkdir()
-    write(HDRImage(scene.truth), tmp_path / "hill" / "result.exr")
-    assert method(f"saved:{tmp_path}@reference").run(scene).shape == scene.truth.shape
+    write(HDRImage(scene.truth), tmp_path / "hill" / "dune.exr")
+    write(HDRImage(scene.truth), tmp_path / "hill2.exr")
+    with pytest.raises(InputError, match="holds no output for hill"):
+        method(f"saved:{tmp_path}").run(scene)
+
+
+def test_values_that_are_not_finite_are_not_mended_but_refused(tmp_path):
+    scene = small_scene("hill")
+    cv2.imwrite(str(tmp_path / "hill.tif"), (scene.truth[..., ::-1] / 4 * 65535).clip(0, 65535).astype(np.uint16))
+    with pytest.raises(FileFormatError, match="holds uint16 values, expected floating-point"):
+        method(f"saved:{tmp_path}").run(scene)
+    (tmp_path / "hill.tif").unlink()
+    broken = scene.truth.copy()
+    broken[3, 4] = np.nan
+    out = oiio.ImageOutput.create(str(tmp_path / "hill.exr"))
+    out.open(str(tmp_path / "hill.exr"), oiio.ImageSpec(128, 96, 3, oiio.FLOAT))
+    out.write_image(broken)
+    out.close()
+    with pytest.raises(InputError, match="1 pixels that are not finite"):
+        method(f"saved:{tmp_path}").run(scene)
+
+
+def test_results_may_be_called_something(tmp_path):
+    assert method(f"ours=saved:{tmp_path}").name == "ours"
+    assert method(f"saved:{tmp_path}/").name == method(f"saved:{tmp_path}").name == f"saved:{tmp_path}"
+    with pytest.raises(InputError, match="'classical=saved:"):
+        method(f"classical=saved:{tmp_path}")
 
 
 def test_no_result_two_results_and_strange_ones_are_refused(tmp_path):

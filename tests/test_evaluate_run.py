@@ -133,8 +133,41 @@ def test_a_scene_without_truth_gets_time_and_no_scores(tmp_path):
     _, rows = go(tmp_path, dataset("a", truthless=True), methods=("reference", "oracle"))
     assert rows[0]["status"] == "ok"
     assert rows[0]["metrics"] == {}
-    assert rows[1]["status"] == "failed"
+    assert rows[1]["status"] == "skipped"
     assert "no ground truth" in rows[1]["error"]
+    again = evaluate(dataset("a", truthless=True), tmp_path, methods=("reference", "oracle"), metrics=(), pictures=False, resume=True)
+    assert (again.new, again.failed) == (0, 0)
+
+
+def test_a_folder_in_which_no_scene_can_be_read_is_refused_before_anything_is_dropped(tmp_path):
+    outcome, _ = go(tmp_path, dataset("a", "b"))
+    with pytest.raises(InputError, match="a: its photos are gone"):
+        go(tmp_path, dataset("a", "b", broken="fingerprint"), force=True)
+    assert len(read_rows(outcome.rows)[0]) == 4
+
+
+def test_results_of_files_have_a_name_of_their_own_and_no_time(tmp_path):
+    np.save(tmp_path / "a.npy", small_scene("a").truth)
+    spec = f"ours=saved:{tmp_path}/@reference"
+    _, rows = go(tmp_path / "out", dataset("a"), methods=(spec, "reference"))
+    ours, reference = latest(rows)
+    assert ours["method"] == "ours"
+    assert ours["metrics"]["psnr_mu"] == 120
+    assert ours["seconds"] is ours["peak_mb"] is None
+    assert reference["seconds"] is not None
+    outcome, _ = go(tmp_path / "out", dataset("a"), methods=(spec, "reference"), resume=True)
+    assert outcome.new == 0
+    with pytest.raises(InputError, match="two methods have one name"):
+        go(tmp_path / "x", dataset("a"), methods=(spec, f"ours=saved:{tmp_path}@fit"))
+
+
+def test_a_disk_that_refuses_pictures_stops_the_run(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OutputError("no space left on the disk")
+
+    monkeypatch.setattr("gmodiff.evaluate.run.save_pictures", refuse)
+    with pytest.raises(OutputError, match="no space"):
+        go(tmp_path, dataset("a"), pictures=True)
 
 
 def test_methods_that_guess_the_response_get_one_factor_and_keep_their_own_score(tmp_path, monkeypatch):

@@ -45,7 +45,7 @@ def test_means_medians_and_wins_are_those_of_the_numbers():
         assert (found.mean, found.median, found.count) == (np.mean(values), np.median(values), 4)
     assert of.wins == {"reference": 1, "classical": 3}
     text = markdown(main_table(of))
-    assert "| classical | **37.25** \\[" in text
+    assert "| classical | **37.25** |" in text  # four scenes: no interval
     assert "**44.50**" not in text  # the oracle is nobody's rival
 
 
@@ -63,11 +63,13 @@ def test_the_interval_is_the_percentile_bootstrap():
 def test_differences_are_paired():
     """Two methods a constant apart differ by exactly that, however the scenes vary."""
     rows = [
-        row(s, m, v + d) for s, v in zip("abcde", (20.0, 30.0, 40.0, 25.0, 35.0), strict=True) for m, d in (("classical", 0), ("new", 1.5))
+        row(s, m, v + d)
+        for s, v in zip("abcdef", (20.0, 30.0, 40.0, 25.0, 35.0, 28.0), strict=True)
+        for m, d in (("classical", 0), ("new", 1.5))
     ]
     (difference,) = summary(rows, "hills").differences
     assert (difference.mean, difference.low, difference.high) == pytest.approx((1.5, 1.5, 1.5))
-    assert (difference.won, difference.lost, difference.count) == (5, 0, 5)
+    assert (difference.won, difference.lost, difference.count) == (6, 0, 6)
 
 
 def test_a_method_that_fails_on_the_hard_scene_does_not_look_better_for_it():
@@ -105,10 +107,14 @@ def test_lower_is_better_where_it_is():
     assert "lower is better" in text
 
 
-def test_one_scene_has_no_interval_and_says_so():
-    text = markdown(main_table(summary([r for r in ROWS if r["scene"] == "a"], "hills")))
-    assert "One scene: no intervals." in text
-    assert "38.00 \\[" not in text
+def test_few_scenes_have_no_interval_and_say_so():
+    few = [row(s, "classical", 30.0 + i) for i, s in enumerate("abcde")]
+    text = markdown(main_table(summary(few, "hills")))
+    assert "Fewer than 6 scenes: no intervals." in text
+    assert "\\[" not in text
+    text = markdown(main_table(summary([*few, row("f", "classical", 40.0)], "hills")))
+    assert "PSNR-mu \\[95 %\\]" in text
+    assert "bootstrap" in text
 
 
 def test_nothing_in_common_is_said():
@@ -123,12 +129,35 @@ def test_no_rows_of_a_dataset_is_an_error():
 
 
 def test_rows_that_disagree_are_pointed_out():
-    rows = [*ROWS, row("a", "late", 35.0, settings={"psnr_mu": "mu 100"}, commit="def", scene_hash="f" * 16)]
+    rows = [*ROWS, row("a", "late", 35.0, settings={"psnr_mu": "mu 100"}, commit="def")]
     of = summary(rows, "hills")
     told = "\n".join((*settings(of), *provenance(of)))
     assert "psnr_mu: rows disagree: mu 5000 (reference, classical, oracle); mu 100 (late)" in told
     assert "commit: rows disagree: abc (12 rows), def (1 row)" in told
-    assert "a: methods saw different pixels" in told
+
+
+def test_rows_of_other_pixels_are_not_compared():
+    """A second set of the same name, or a set that changed: the newest pixels of a scene count, older rows of it are left out and named."""
+    of = summary([*ROWS, row("a", "mertens", 99.0, scene_hash="f" * 16)], "hills")
+    assert ("a", "classical") not in of.rows
+    assert ("b", "classical") in of.rows
+    text = markdown(main_table(of))
+    assert "saw other pixels than the newest of their scene: a reference, a classical, a oracle" in text
+    assert "| mertens | 99" not in text  # nothing in common with the others
+
+
+def test_scenes_without_truth_and_methods_that_do_not_apply_are_named():
+    rows = [row(s, m, 30.0) for s in "ab" for m in ("reference", "classical")] + [
+        row("c", m, None, metrics={"psnr_l": None}) for m in ("reference", "classical")
+    ]
+    rows += [row(s, "oracle", None, status="skipped", error="no motionless frames") for s in "ab"]
+    of = summary(rows, "hills")
+    assert of.common == ("a", "b")
+    assert of.failed["oracle"] == 0
+    text = markdown(main_table(of))
+    assert "no ground truth: c." in text
+    assert "oracle does not apply here (no motionless frames)" in text
+    assert failures(of) == []
 
 
 def test_every_table_prints_in_both_languages():

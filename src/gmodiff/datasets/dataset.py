@@ -101,6 +101,8 @@ def _of_file(path: Path, data: Path | None) -> Dataset:
 
 def _scene(path: Path, kind: str, table: Mapping[str, Any], data: Path) -> SceneSource:
     name = table.get("name")
+    if name is None:
+        raise FileFormatError(f"{path}: a scene has no name")
     if not isinstance(name, str) or not name or name in (".", "..") or any(c in name for c in "/\\:*?[]") or not name.isprintable():
         raise FileFormatError(f"{path}: a scene is called {name!r}, expected a name that can be a file's, without / \\ : * ? [ ]")
     where = f"{path}, scene {name}"

@@ -8,7 +8,7 @@ A folder may also hold, by name:
     HDRImg.hdr   the same as published sets have it: 1.0 = the shortest photo's white
 
 With a truth the reference is what meta.json says, else the middle photo by exposure: which one it is must not depend on a choice of ours.
-Truths are taken as stored (see `published.read_truth`).
+Truths are taken as stored (see `published.read_float_picture`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from gmodiff.datasets.published import (
     folders_below,
     known_share,
     made_by_gmodiff,
-    read_truth,
+    read_float_picture,
     scene_names,
 )
 from gmodiff.datasets.scene import Scene, common_facts, fingerprint, with_masks
@@ -101,7 +101,7 @@ class FolderScene:
             return Scene(self.name, bracket, facts=_facts(bracket, {}, meta))
         if reference is None:
             bracket = replace(bracket, reference=len(bracket.frames) // 2)
-        truth, known = read_truth(self.folder / truths[0], bracket.shape)
+        truth, known = read_float_picture(self.folder / truths[0], bracket.shape)
         if TRUTHS[truths[0]] == "shortest":
             truth = truth * np.float32(1.0 / bracket.relative_exposures[0])
         masks = with_masks(truth, bracket, estimated_motion(truth, bracket))

@@ -99,7 +99,7 @@ class PublishedScene:
         facts: dict[str, Any] = {"source": "published", "exposures": "2**(e - min e)"}
         if self.truth is None:
             return Scene(self.name, bracket, facts=facts | common_facts(bracket, {}))
-        stored, known = read_truth(self.truth, bracket.shape)
+        stored, known = read_float_picture(self.truth, bracket.shape)
         truth = stored * np.float32(1.0 / bracket.relative_exposures[0])
         masks = with_masks(truth, bracket, estimated_motion(truth, bracket))
         facts |= {**common_facts(bracket, masks), "motion_mask": "estimated from the frames", **known_share(known)}
@@ -327,8 +327,8 @@ def read_codes(path: Path) -> NDArray[Any]:
     return np.ascontiguousarray(decoded.pixels[..., :3])
 
 
-def read_truth(path: Path, shape: tuple[int, int]) -> tuple[F32, Mask | None]:
-    """(H, W, 3) float32 RGB of an .hdr or .exr as stored, and (H, W) where it can be believed, None for everywhere.
+def read_float_picture(path: Path, shape: tuple[int, int]) -> tuple[F32, Mask | None]:
+    """(H, W, 3) float32 RGB of an .hdr, .exr or float TIFF as stored, and (H, W) where it can be believed, None for everywhere.
 
     Negative values become 0. What is not a number becomes 0 and what is infinite the largest finite value; neither is to be believed.
     shape: (height, width) it must have. Raises InputError for another size, FileFormatError where it cannot be read.
@@ -343,6 +343,8 @@ def read_truth(path: Path, shape: tuple[int, int]) -> tuple[F32, Mask | None]:
         spec = opened.spec()
         if (spec.height, spec.width) != shape:
             raise InputError(f"{path.name} is {spec.width}x{spec.height} but the photos are {shape[1]}x{shape[0]}")
+        if str(spec.format) not in ("float", "half", "double"):
+            raise FileFormatError(f"{path.name} holds {spec.format} values, expected floating-point radiance")
         names = [str(n).lower() for n in spec.channelnames]
         if not {"r", "g", "b"} <= set(names):
             raise FileFormatError(f"{path.name} has channels {', '.join(names[:8])}; expected R, G and B")

@@ -100,8 +100,8 @@ class Recipe:
             "motion": (self.motion in MOTIONS, ", ".join(MOTIONS)),
             "colour": (not self.colour or self.colour in COLOURS, ", ".join(COLOURS)),
             "stops": (
-                MIN_FRAMES <= len(self.stops) <= MAX_FRAMES and 0 in self.stops and rising,
-                f"{MIN_FRAMES} to {MAX_FRAMES} rising values, 0 (the reference) among them, as in [-2, 0, 2]",
+                MIN_FRAMES <= len(self.stops) <= MAX_FRAMES and 0 in self.stops and rising and max(map(abs, self.stops)) <= 16,
+                f"{MIN_FRAMES} to {MAX_FRAMES} rising values from -16 to 16, 0 (the reference) among them, as in [-2, 0, 2]",
             ),
             "clipped": (0 <= self.clipped <= 0.9, "0 to 0.9"),
             "boost_stops": (0 <= self.boost_stops <= 6, "0 to 6"),

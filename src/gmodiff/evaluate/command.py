@@ -12,13 +12,16 @@ import click
 
 from gmodiff.errors import InputError
 
+SOME_FAILED = 1
+"""Exit code where rows were made but some methods failed on some scenes; the report says which."""
+
 
 @click.command(short_help="Measure methods on scenes whose truth is known.")
 @click.argument("datasets", nargs=-1, required=True, metavar="DATASET...", type=click.Path(path_type=Path))
 @click.option("-m", "--method", "methods", multiple=True, metavar="NAME",
               help="What to measure; may be repeated. Default: every method (see --list-methods). saved:FOLDER reads outputs "
                    "FOLDER/SCENE.exr (.hdr .npy .tif) in which 1.0 is the white of the short frame; "
-                   "saved:FOLDER@reference: of the reference; saved:FOLDER@fit: unknown.")  # fmt: skip
+                   "saved:FOLDER@reference: of the reference; saved:FOLDER@fit: unknown. OURS=saved:FOLDER calls it OURS.")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False), default=Path("results"), show_default=True,
               metavar="FOLDER", help="Rows, tables, plots and pictures go here.")  # fmt: skip
 @click.option("--data", type=click.Path(path_type=Path), metavar="FOLDER", help="Where the pictures of a set file are.")
@@ -97,6 +100,8 @@ def evaluate(
     elif not quiet:
         for told in summary:
             _print(told, latest(read_rows(Path(str(told["rows"])))[0]))
+    if any(told["failed"] for told in summary):
+        sys.exit(SOME_FAILED)
 
 
 @click.command(short_help="Make tables, plots and contact sheets from rows.")
@@ -120,6 +125,8 @@ def report(rows: tuple[Path, ...], output: Path | None, into: Path | None, made_
             raise InputError(f"{path} holds no rows: gmodiff evaluate writes them")
         found += some
     kept = latest(found)
+    if into is not None and output is not None:
+        raise InputError("--into and -o exclude each other: tables go into a document, or a report into a folder")
     if into is not None:
         insert_tables(into, kept, command=made_by)
         click.echo(f"{into}: tables of {', '.join(sorted({r['dataset'] for r in kept}))}")
@@ -147,12 +154,16 @@ def _print(told: Mapping[str, Any], rows: list[Mapping[str, Any]]) -> None:
         line = f"  {name:15} {len(fine):3} scenes"
         for key, shown in (("psnr_mu", "PSNR-mu {:.2f} dB"), ("psnr_l", "PSNR-l {:.2f} dB"), ("jod", "JOD {:.2f}")):
             values = [r["metrics"][key] for r in fine if r["metrics"].get(key) is not None]
-            line += "  " + shown.format(statistics.fmean(values)) if values else ""
+            if values:
+                line += f"  {shown.format(statistics.fmean(values))}" + (f" ({len(values)} scenes)" if len(values) < len(fine) else "")
         failed = sum(r["method"] == name and r["status"] == "failed" for r in rows)
         click.echo(line + (f"  {failed} FAILED" if failed else ""))
     click.echo(f"{told['dataset']}: {told['new']} rows new, {told['kept']} kept, {told['failed']} failed; {told['report']}")
-    for row in [r for r in rows if r["status"] == "failed"][:5]:
+    failures = [r for r in rows if r["status"] == "failed"]
+    for row in failures[:5]:
         click.echo(f"failed: {row['scene']}, {row['method']}: {row['error']}", err=True)
+    if len(failures) > 5:
+        click.echo(f"failed: {len(failures) - 5} more, named in the report", err=True)
     for note in told["notes"]:
         click.echo(f"note: {note}", err=True)
 
@@ -177,14 +188,16 @@ class _Watcher:
             self._task = self._bar.add_task(self._name)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
+        if kind is KeyboardInterrupt:
+            click.echo(f"{self._name}: the rows so far are kept; --resume goes on from there", err=True)
 
     def __call__(self, done: int, total: int, row: Mapping[str, Any] | None) -> None:
         if self._bar is not None:
             self._bar.update(self._task, completed=done, total=total, description=self._name if row is None else str(row["scene"]))
         elif row is not None and not self._quiet:
             value = row["metrics"].get("psnr_mu")
-            shown = "failed" if row["status"] == "failed" else "-" if value is None else f"{value:.2f}"
+            shown = row["status"] if row["status"] != "ok" else "-" if value is None else f"{value:.2f}"
             click.echo(f"{done}/{total} {row['scene']} {row['method']} {shown}", err=True)

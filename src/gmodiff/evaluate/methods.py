@@ -18,13 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gmodiff.calibrate import calibrate
+from gmodiff.datasets.published import read_float_picture
 from gmodiff.datasets.scene import Scene
 from gmodiff.errors import FileFormatError, InputError
 from gmodiff.evaluate.oracle import oracle
 from gmodiff.image import Bracket
 from gmodiff.pipeline import reconstruct_radiance
 from gmodiff.radiometry import F32, srgb_decode
-from gmodiff.reader import read
 
 U8 = NDArray[np.uint8]
 
@@ -34,21 +34,27 @@ class Method:
     """A name, what it does in a sentence, and how: a scene to (H, W, 3) float32 radiance, 1.0 = the reference's white.
 
     fitted: it cannot know the scale of its radiance, so one factor is fitted before scoring.
+    timed: its time and memory are its own; those of reading somebody's file are not.
     """
 
     name: str
     about: str
     run: Callable[[Scene], F32]
     fitted: bool = False
+    timed: bool = True
 
 
 def method(name: str) -> Method:
-    """A method by name: one of METHODS, or saved:FOLDER. Raises InputError for other names and for a folder that is not there."""
+    """A method by name: one of METHODS, saved:FOLDER, or SHOWN=saved:FOLDER, which tables then call SHOWN.
+
+    Raises InputError for other names, and for a folder that is not there.
+    """
     if name in METHODS:
         return METHODS[name]
-    if name.startswith("saved:"):
+    shown, found, _ = name.partition("saved:")
+    if found and (not shown or (shown.endswith("=") and shown[:-1].strip() and shown[:-1] not in METHODS)):
         return _saved(name)
-    raise InputError(f"method {name!r}: expected {', '.join(METHODS)}, or saved:FOLDER")
+    raise InputError(f"method {name!r}: expected {', '.join(METHODS)}, saved:FOLDER or NAME=saved:FOLDER")
 
 
 # ---- this project, and the reference alone --------------------------------------------------------------------------------
@@ -140,7 +146,7 @@ METHODS = {
             "robertson-auto", "OpenCV MergeRobertson with its CalibrateRobertson", partial(_opencv_merge, kind="robertson", auto=True), True
         ),
         Method("mertens", "OpenCV MergeMertens, its picture decoded as sRGB (exposure fusion has no radiance)", _mertens, True),
-        Method("classical", "this project without a network, told the response", _classical),
+        Method("classical", "this project without a network, told the response (or what the scene's photos all together give)", _classical),
         Method("classical-auto", "this project without a network, as used: the response fitted from the bracket", _classical_auto, True),
         Method("oracle", "the best weighted mean of motionless frames, knowing the truth: the ceiling", oracle),
     )
@@ -155,32 +161,31 @@ SCALES = ("short", "reference", "fit")
 
 
 def _saved(name: str) -> Method:
-    folder, at, scale = name.removeprefix("saved:").rpartition("@")
+    shown, _, where = name.rpartition("saved:")
+    folder, at, scale = where.rpartition("@")
     if not at or scale not in SCALES:
-        folder, scale = name.removeprefix("saved:"), "short"
-    if not Path(folder).is_dir():
-        raise InputError(
-            f"{name}: {folder} is not a folder; give the folder of the outputs, as in saved:outputs or saved:outputs@reference"
-        )
+        folder, scale = where, "short"
+    if not folder or not Path(folder).is_dir():
+        raise InputError(f"{name}: {folder!r} is not a folder; give the folder of the outputs, as in saved:outputs@reference")
     about = f"outputs in files, 1.0 = {'a fitted scale' if scale == 'fit' else f'white of the {scale} frame'}"
-    return Method(name, about, partial(_read_saved, folder=Path(folder), scale=scale), scale == "fit")
+    plain = f"saved:{folder.rstrip('/')}" + (f"@{scale}" if scale != "short" else "")
+    return Method(
+        shown.removesuffix("=") or plain, about, partial(_read_saved, folder=Path(folder), scale=scale), scale == "fit", timed=False
+    )
 
 
 def _read_saved(scene: Scene, folder: Path, scale: str) -> F32:
-    """The output of exactly this scene: FOLDER/NAME.exr (.hdr .npy .tif), or the only such file in FOLDER/NAME/."""
-    candidates = [folder / f"{scene.name}{s}" for s in SUFFIXES]
-    inside = folder / scene.name
-    found = [p for p in candidates if p.is_file()]
-    if not found and inside.is_dir():
-        found = sorted(p for p in inside.iterdir() if p.suffix.lower() in SUFFIXES)
+    """The output of exactly this scene: FOLDER/NAME.exr (.hdr .npy .tif), and nothing of any other name."""
+    found = [p for s in SUFFIXES if (p := folder / f"{scene.name}{s}").is_file()]
     if len(found) != 1:
         what = f"{len(found)} outputs ({', '.join(p.name for p in found[:3])})" if found else "no output"
         raise InputError(f"{folder} holds {what} for {scene.name}: expected one, {scene.name}.exr, .hdr, .npy or .tif")
-    radiance = _pixels(found[0])
+    radiance = _pixels(found[0], scene.bracket.shape)
     return radiance * np.float32(scene.short_white) if scale == "short" else radiance
 
 
-def _pixels(path: Path) -> F32:
+def _pixels(path: Path, shape: tuple[int, int]) -> F32:
+    """Floats as stored: what was predicted is scored, not what a reader makes of it."""
     if path.suffix == ".npy":
         try:
             values: Any = np.load(path, allow_pickle=False)
@@ -189,7 +194,7 @@ def _pixels(path: Path) -> F32:
         if values.ndim != 3 or values.shape[2] != 3 or values.dtype.kind != "f":
             raise FileFormatError(f"{path}: {values.dtype} of shape {values.shape}, expected floating-point (H, W, 3), RGB")
         return np.asarray(values, np.float32)
-    image = read(path)
-    if image.content != "scene":
-        raise FileFormatError(f"{path} holds a rendition, not scene-linear radiance: save outputs as .exr, .hdr or .npy")
-    return image.radiance
+    radiance, known = read_float_picture(path, shape)
+    if known is not None:
+        raise InputError(f"{path} holds {int((~known).sum())} pixels that are not finite")
+    return radiance

@@ -20,6 +20,10 @@ AROUND_STOPS = (0.15, 0.4, 1.0, 2.0, 4.0)
 GROUPS = LEVELS * (len(AROUND_STOPS) + 1)
 
 
+class NotApplicable(InputError):
+    """A method has nothing to work on in this scene; that is no failure of it."""
+
+
 def oracle(scene: Scene) -> F32:
     """(H, W, 3) radiance: per pixel the weighted mean of perfectly aligned frames with the least squared error.
 
@@ -27,10 +31,10 @@ def oracle(scene: Scene) -> F32:
     frames are unclipped there; each group gets the weights, summing to one, that minimise its squared error: C^-1 1 / (1' C^-1 1) with
     C the errors' second moments (Gauss and Markov's best linear unbiased estimate). Sensor noise, quantisation, JPEG, and what
     demosaicing brings over from neighbours count as they are, not as a model has them.
-    Raises InputError for a scene without truth or without perfect frames.
+    Raises NotApplicable for a scene without truth or without perfect frames.
     """
     if scene.truth is None or scene.perfect is None:
-        raise InputError(f"{scene.name} has no {'ground truth' if scene.truth is None else 'motionless frames'}: there is no oracle")
+        raise NotApplicable(f"{scene.name} has no {'ground truth' if scene.truth is None else 'motionless frames'}: there is no oracle")
     still = scene.perfect()
     truth = scene.truth
     ratios = still.relative_exposures

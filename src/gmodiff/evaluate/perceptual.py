@@ -6,9 +6,12 @@ weights must lie in torch's own cache already. pyiqa is under a non-commercial l
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +59,7 @@ class JOD:
         torch = _torch("cvvdp")
         import_torchvision()
         try:
-            with _quiet():
+            with _quiet(), _interrupted_later():
                 import pycvvdp
         except ImportError:
             raise MissingDependencyError('JOD needs ColorVideoVDP: pip install "gmodiff[evaluate]"') from None
@@ -158,6 +161,22 @@ class _quiet(warnings.catch_warnings):
         entered = super().__enter__()
         warnings.simplefilter("ignore")
         return entered
+
+
+@contextmanager
+def _interrupted_later() -> Iterator[None]:
+    """Ctrl-C waits until the end of the block: pycvvdp swallows it while it imports what it can do without."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    asked: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _: asked.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if asked:
+        raise KeyboardInterrupt
 
 
 _kept: list[Any] = []

@@ -27,6 +27,8 @@ ORACLE_COLOUR = "#808080"
 
 SIZE_INCHES, DPI = (9.0, 5.6), 130
 LONGEST_NAME = 28
+FEWEST_SCENES = 4
+"""Scatter plots of fewer show nothing that the table does not."""
 BIN_SCENES, MAX_BINS = 6, 5
 """Scatter plots of twice as many scenes get a line through the means of bins that hold about so many each."""
 
@@ -89,6 +91,7 @@ def quality_against_time(of: Summary) -> Figure | None:
     times = [seconds for seconds, _ in points.values()]
     axes.set_xlim(min(times) / 3, max(times) * 3)
     axes.xaxis.set_major_formatter(lambda v, _: f"{v:g}")
+    axes.xaxis.set_minor_formatter(lambda v, _: "")
     axes.margins(y=0.12)
     interval = any(f.low is not None for _, f in points.values())
     axes.set_title(f"{of.dataset}: quality against time" + (" (bars: 95 % intervals of the mean)" if interval else ""))
@@ -106,7 +109,7 @@ def quality_against(of: Summary, what: Against) -> Figure | None:
     x = {s: float(v) * what.factor for s in of.scenes if isinstance(v := of.facts(s).get(what.fact), int | float)}
     points = {m: [(x[s], v) for s in x if (v := value(of.rows.get((s, m)), "psnr_mu")) is not None] for m in of.compared}
     points = {m: found for m, found in points.items() if found}
-    if len({place for found in points.values() for place, _ in found}) < 2:
+    if len({place for found in points.values() for place, _ in found}) < FEWEST_SCENES:
         return None
     figure, axes = _axes(of, "PSNR-mu (dB)", what.axis)
     styles = _styles(of.compared)

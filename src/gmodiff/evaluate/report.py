@@ -103,7 +103,7 @@ def _provenance(of: Summary) -> list[str]:
 
 def _tex(made: Sequence[Table]) -> str:
     head = "% Made by gmodiff report. Needs \\usepackage{booktabs} and \\usepackage{graphicx}.\n"
-    return head + "\n" + "\n".join(latex(t) for t in made if t.name in ("main", "masks"))
+    return head + "\n" + "\n".join(latex(t) for t in made)
 
 
 def _put(path: Path, text: str) -> None:

@@ -2,12 +2,13 @@
 
 A row holds (keys in this order):
     dataset, scene, method   names
-    status                   "ok" or "failed"; failed rows have `error`, one line, and no metrics
+    status                   "ok", "failed", or "skipped" where the method does not apply; the last two have `error`, one line, no metrics
     metrics                  "psnr_mu" ... and "psnr_mu/motion" ... (metric/mask): numbers, None where a mask is empty
     settings                 metric or group of metrics to the settings it was computed with, as text
     facts                    of the scene: size, frames, stops, motion_share, clipped_share, dark_share, and how it was made
     scale                    the one factor the estimate was multiplied by before scoring; 1.0 for methods that know the response
-    seconds, peak_mb         of the method alone: wall time, and memory above what the process held before it (None where unknown)
+    seconds, peak_mb         of the method alone: wall time, and memory above what the process held before it (None where unknown,
+                             and for results read from files)
     threads, workers         how many threads the method had, and how many scenes ran beside each other
     scene_hash, source_hash  of the pixels it saw, and of what the scene was made from
     version, commit          of this project
@@ -17,6 +18,7 @@ A row holds (keys in this order):
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -26,6 +28,7 @@ from gmodiff.errors import InputError
 
 Row = Mapping[str, Any]
 
+MOST_NOTES = 5
 REQUIRED = ("dataset", "scene", "method", "status", "metrics", "settings", "facts")
 
 
@@ -38,20 +41,38 @@ def read_rows(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
         text = path.read_bytes().decode("utf-8", errors="replace")
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    rows, notes = [], []
+    rows: list[dict[str, Any]] = []
+    notes: list[str] = []
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-            missing = [k for k in REQUIRED if k not in row] if isinstance(row, dict) else ["everything"]
-        except json.JSONDecodeError:
-            row, missing = None, ["everything"]
-        if row is None or missing:
-            notes.append(f"{path}, line {number}: not a row ({'cut off or damaged' if row is None else 'without ' + missing[0]}), left out")
+            wrong = _wrong(row)
+        except (json.JSONDecodeError, RecursionError):
+            wrong = "cut off or damaged"
+        if wrong:
+            notes.append(f"{path}, line {number}: not a row ({wrong}), left out")
         else:
             rows.append(row)
+    if len(notes) > MOST_NOTES:
+        notes[MOST_NOTES:] = [f"{path}: {len(notes) - MOST_NOTES} more lines are not rows"]
     return rows, notes
+
+
+def _wrong(row: Any) -> str:
+    """What keeps a line from being a row; nothing if it is one."""
+    if not isinstance(row, dict):
+        return "not an object"
+    missing = [k for k in REQUIRED if k not in row]
+    if missing:
+        return f"without {missing[0]}"
+    if not all(isinstance(row[k], str) for k in ("dataset", "scene", "method", "status")):
+        return "names that are no text"
+    if not all(isinstance(row[k], dict) for k in ("metrics", "settings", "facts")):
+        return "metrics, settings or facts that are no objects"
+    odd = [k for k, v in row["metrics"].items() if v is not None and not (isinstance(v, (int, float)) and math.isfinite(v))]
+    return f"{odd[0]} is {row['metrics'][odd[0]]!r}, no number" if odd else ""
 
 
 def latest(rows: Iterable[Row]) -> list[Row]:

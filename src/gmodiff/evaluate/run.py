@@ -27,6 +27,7 @@ from gmodiff.evaluate import perceptual
 from gmodiff.evaluate.cost import measured
 from gmodiff.evaluate.methods import METHODS, Method, method
 from gmodiff.evaluate.metrics import ExtraMetric, Scorer, fitted_scale
+from gmodiff.evaluate.oracle import NotApplicable
 from gmodiff.evaluate.rows import Row, append_row, read_rows
 from gmodiff.evaluate.sheets import save_pictures
 from gmodiff.radiometry import F32
@@ -90,29 +91,29 @@ def evaluate(
     """
     if workers < 1:
         raise InputError(f"{workers} workers: expected 1 or more")
-    names = list(dict.fromkeys(methods))
-    for name in names:
-        method(name)
+    names = {method(m).name: m for m in methods}
+    if len(names) < len(set(methods)):
+        raise InputError(f"two methods have one name: {', '.join(methods)}; say NAME=saved:FOLDER to tell outputs apart")
     wanted, notes = _available(metrics)
     chosen = _chosen(dataset, scenes)
+    fingerprints = _fingerprints(chosen)
     path = out / f"{dataset.name}.jsonl"
     kept = _earlier(path, resume, force, notes)
-    jobs, done, total = [], 0, 0
+    folder = out / dataset.name / "pictures" if pictures else None
+    _make_folder(folder or out / dataset.name)
     workers = min(workers, len(chosen))
     commit = source_commit()
-    unreadable: list[Row] = []
+    jobs, unreadable, done, total = [], [], 0, 0
     for source in chosen:
-        try:
-            fingerprint = source.fingerprint
-        except GMODiffError as error:
-            job = Job(dataset.name, source, "", tuple(names), wanted, None, workers, commit)
-            unreadable += [_row(job, n, {"status": "failed", "error": str(error)}) for n in names]
+        found = fingerprints[source.name]
+        if isinstance(found, GMODiffError):
+            job = Job(dataset.name, source, "", tuple(names.values()), wanted, None, workers, commit)
+            unreadable += [_row(job, n, {"status": "failed", "error": str(found)}) for n in names]
             continue
-        missing = tuple(n for n in names if not _holds(kept.get((source.name, n)), fingerprint, wanted))
+        missing = tuple(m for n, m in names.items() if not _holds(kept.get((source.name, n)), found, wanted))
         total += len(missing)
         if missing:
-            folder = out / dataset.name / "pictures" if pictures else None
-            jobs.append(Job(dataset.name, source, fingerprint, missing, wanted, folder, workers, commit))
+            jobs.append(Job(dataset.name, source, found, missing, wanted, folder, workers, commit))
     total += len(unreadable)
     failed = 0
     if progress is not None:
@@ -152,12 +153,26 @@ def _available(metrics: Sequence[str] | None) -> tuple[tuple[str, ...], list[str
 def _chosen(dataset: Dataset, patterns: Sequence[str]) -> tuple[SceneSource, ...]:
     for pattern in patterns:
         if not any(fnmatchcase(s.name, pattern) for s in dataset.scenes):
-            some = ", ".join(s.name for s in dataset.scenes[:4])
-            raise InputError(f"no scene of {dataset.name} is called {pattern!r}; it has {len(dataset.scenes)}: {some} ...")
+            some = ", ".join(s.name for s in dataset.scenes[:4]) + (" ..." if len(dataset.scenes) > 4 else "")
+            raise InputError(f"no scene of {dataset.name} is called {pattern!r}; it has {len(dataset.scenes)}: {some}")
     chosen = tuple(s for s in dataset.scenes if not patterns or any(fnmatchcase(s.name, p) for p in patterns))
     if not chosen:
         raise InputError(f"{dataset.name} holds no scenes")
     return chosen
+
+
+def _fingerprints(sources: Sequence[SceneSource]) -> dict[str, str | GMODiffError]:
+    """By name, what each scene is made from, or what keeps it from being read. Raises where not one can be: a wrong folder, most likely."""
+    found: dict[str, str | GMODiffError] = {}
+    for source in sources:
+        try:
+            found[source.name] = source.fingerprint
+        except GMODiffError as error:
+            found[source.name] = error
+    errors = [e for e in found.values() if isinstance(e, GMODiffError)]
+    if len(errors) == len(found):
+        raise errors[0]
+    return found
 
 
 def _earlier(path: Path, resume: bool, force: bool, notes: list[str]) -> dict[tuple[str, str], Row]:
@@ -183,11 +198,18 @@ def _holds(row: Row | None, fingerprint: str, metrics: Sequence[str]) -> bool:
     """Whether a row needs no second run."""
     return (
         row is not None
-        and row["status"] == "ok"
+        and row["status"] in ("ok", "skipped")
         and row.get("source_hash") == fingerprint
         and row.get("version") == gmodiff.__version__
-        and set(metrics) <= set(row["settings"])
+        and (row["status"] == "skipped" or set(metrics) <= set(row["settings"]))
     )
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be made ({error.strerror})") from None
 
 
 def source_commit() -> str | None:
@@ -218,34 +240,41 @@ def _append(path: Path, row: Row) -> None:
 def run_job(job: Job) -> Iterator[Row]:
     """Rows of one scene, one method after the other."""
     extra = _loaded(job.metrics)
+    ways = [method(m) for m in job.methods]
     try:
         scene = job.source.load()
         scorer = Scorer(scene, extra) if scene.truth is not None else None
         shared = {"facts": dict(scene.facts), "scene_hash": scene.hash}
     except Exception as error:  # whatever is wrong with a scene, the others still count
-        for name in job.methods:
-            yield _row(job, name, {"status": "failed", "error": one_line(error)})
+        for how in ways:
+            yield _row(job, how.name, {"status": "failed", "error": one_line(error)})
         return
-    for name in job.methods:
-        how = method(name)
+    for how in ways:
         try:
-            estimate, seconds, peak = measured(lambda how=how: _checked(how, scene))  # type: ignore[misc]
-            values, scale = _scored(estimate, scene, scorer, how, extra)
-            settings = scorer.settings if scorer is not None else {}
-            settings |= {m.name: "not measured: there is no truth" if scorer is None and m.needs_truth else m.settings for m in extra}
-            result = {
-                "status": "ok",
-                "metrics": {k: None if v is None else round(v, DIGITS) for k, v in values.items()},
-                "settings": settings,
-                "scale": round(scale, 6),
-                "seconds": round(seconds, 3),
-                "peak_mb": None if peak is None else round(peak, 1),
-            }
-            if job.pictures is not None:
-                save_pictures(job.pictures, scene, name, estimate * np.float32(scale))
-        except Exception as error:
-            result = {"status": "failed", "error": one_line(error)}
-        yield _row(job, name, {**shared, **result})
+            result, estimate = _measured(how, scene, scorer, extra)
+        except NotApplicable as error:
+            result, estimate = {"status": "skipped", "error": str(error)}, None
+        except Exception as error:  # a row says so, and the run goes on
+            result, estimate = {"status": "failed", "error": one_line(error)}, None
+        if job.pictures is not None and estimate is not None:
+            save_pictures(job.pictures, scene, how.name, estimate)  # a disk that refuses is no fault of the method
+        yield _row(job, how.name, {**shared, **result})
+
+
+def _measured(how: Method, scene: Scene, scorer: Scorer | None, extra: Sequence[ExtraMetric]) -> tuple[dict[str, Any], F32]:
+    """What the row says of a method, and its radiance as it was scored."""
+    estimate, seconds, peak = measured(lambda: _checked(how, scene))
+    values, scale = _scored(estimate, scene, scorer, how, extra)
+    settings = scorer.settings if scorer is not None else {}
+    settings |= {m.name: "not measured: there is no truth" if scorer is None and m.needs_truth else m.settings for m in extra}
+    return {
+        "status": "ok",
+        "metrics": {k: None if v is None else round(v, DIGITS) for k, v in values.items()},
+        "settings": settings,
+        "scale": round(scale, 6),
+        "seconds": round(seconds, 3) if how.timed else None,
+        "peak_mb": None if peak is None or not how.timed else round(peak, 1),
+    }, estimate * np.float32(scale)
 
 
 def _checked(how: Method, scene: Scene) -> F32:

@@ -28,6 +28,8 @@ BASELINE, ORACLE = "classical", "oracle"
 
 MASKS = ("motion", "clipped", "dark")
 NOTHING = "–"
+FEWEST_FOR_INTERVAL = 6
+"""Scenes below which a bootstrap interval says little more than the smallest and the largest value."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ UNSCALED = "_unscaled"
 
 @dataclass(frozen=True)
 class Statistic:
-    """Of one metric of one method over `count` scenes; low and high bound the mean (95 %), None with fewer than two scenes."""
+    """Of one metric of one method over `count` scenes; low and high bound the mean (95 %), None below FEWEST_FOR_INTERVAL scenes."""
 
     mean: float
     median: float
@@ -100,9 +102,9 @@ class Summary:
     metrics: every metric that has a value, masks included, in the order of their columns.
     shared: method to metric to Statistic over the common scenes (over a method's own scenes where there are no common ones).
     own: the same over each method's own scenes. In `shared` a metric counts the scenes where every method that has it has a value.
-    wins: scenes on which the method has the best psnr_mu of all but the oracle, draws counting for each; the oracle has none.
+    wins: common scenes on which the method has the best psnr_mu of all but the oracle, draws counting for each; the oracle has none.
     failed: number of failed rows. seconds, peak_mb: medians over the scenes of `shared`, where known.
-    differences: of each other compared method to the baseline. rows: (scene, method) to its last row.
+    differences: of each other compared method to the baseline. rows: (scene, method) to its last row. notes: what was left out.
     """
 
     dataset: str
@@ -119,6 +121,7 @@ class Summary:
     peak_mb: Mapping[str, float]
     differences: tuple[Difference, ...]
     rows: Mapping[tuple[str, str], Row] = field(repr=False)
+    notes: tuple[str, ...] = ()
 
     def succeeded(self, method: str) -> list[str]:
         """Scenes on which a method has a result."""
@@ -136,7 +139,7 @@ def summary(rows: Iterable[Row], dataset: str) -> Summary:
     if not chosen:
         raise InputError(f"no rows of dataset {dataset!r}: there are rows of {', '.join(sorted({r['dataset'] for r in every})) or 'none'}")
     methods = tuple(dict.fromkeys(r["method"] for r in chosen))
-    by = {(r["scene"], r["method"]): r for r in latest(chosen)}
+    by, notes = _of_one_truth(chosen)
     scenes = tuple(sorted({scene for scene, _ in by}))
     compared = tuple(m for m in methods if any(_ok(by.get((s, m))) for s in scenes))
     common = tuple(s for s in scenes if compared and all(_ok(by.get((s, m))) for m in compared))
@@ -151,13 +154,39 @@ def summary(rows: Iterable[Row], dataset: str) -> Summary:
         metrics,
         _shared(by, common, compared, metrics) if common else own,
         own,
-        _wins(by, scenes, compared),
-        {m: sum(by[s, m]["status"] != "ok" for s in scenes if (s, m) in by) for m in methods},
+        _wins(by, common, compared),
+        {m: sum(by[s, m]["status"] == "failed" for s in scenes if (s, m) in by) for m in methods},
         _medians(by, common or scenes, compared, "seconds"),
         _medians(by, common or scenes, compared, "peak_mb"),
         _differences(by, scenes, compared),
         by,
+        tuple(notes),
     )
+
+
+def _of_one_truth(rows: Sequence[Row]) -> tuple[dict[tuple[str, str], Row], list[str]]:
+    """The last row of each scene and method, without rows that saw other pixels than the scene's newest, and without unscored scenes.
+
+    Two data sets of one name, or a set that changed, must not be compared with each other by mistake.
+    """
+    newest = {r["scene"]: r["scene_hash"] for r in rows if _ok(r) and r.get("scene_hash")}
+    kept, other, notes = {}, [], []
+    for row in latest(rows):
+        if _ok(row) and row.get("scene_hash") and row["scene_hash"] != newest[row["scene"]]:
+            other.append(f"{row['scene']} {row['method']}")
+        else:
+            kept[row["scene"], row["method"]] = row
+    if other:
+        shown = ", ".join(other[:6]) + (" ..." if len(other) > 6 else "")
+        notes.append(
+            f"Left out, because these rows saw other pixels than the newest of their scene: {shown}. --resume measures them again."
+        )
+    scored = {scene for (scene, _), r in kept.items() if value(r, "psnr_mu") is not None}
+    bare = sorted({scene for (scene, _), r in kept.items() if _ok(r)} - scored)
+    if scored and bare:
+        kept = {k: r for k, r in kept.items() if k[0] not in bare}
+        notes.append(f"Left out, because they have no ground truth: {', '.join(bare)}.")
+    return kept, notes
 
 
 def value(row: Row | None, metric: str) -> float | None:
@@ -214,7 +243,7 @@ def _finite(values: F64) -> F64:
 
 
 def _statistic(values: F64) -> Statistic:
-    low, high = bootstrap_interval(values) if values.size > 1 else (None, None)
+    low, high = bootstrap_interval(values) if values.size >= FEWEST_FOR_INTERVAL else (None, None)
     return Statistic(float(values.mean()), float(np.median(values)), values.size, low, high)
 
 
@@ -308,7 +337,8 @@ def tables(of: Summary) -> list[Table]:
 
 def main_table(of: Summary) -> Table:
     """Method against every metric over the common scenes, with wins, seconds and memory."""
-    return _quality_table(of, "main", f"{of.dataset}: quality", of.shared, _main_notes(of), None)
+    title = "quality" if of.metrics else "cost"
+    return _quality_table(of, "main", f"{of.dataset}: {title}", of.shared, _main_notes(of), None)
 
 
 def own_table(of: Summary) -> Table | None:
@@ -334,7 +364,8 @@ def _quality_table(
         heads.append("scenes")
         columns.append([Cell(str(counts[m])) for m in of.compared])
     for metric in metrics:
-        heads.append(metric_of(metric).head + (" [95 %]" if metric == "psnr_mu" else ""))
+        bounded = metric == "psnr_mu" and any(found[metric].low is not None for found in statistics.values() if metric in found)
+        heads.append(metric_of(metric).head + (" [95 %]" if bounded else ""))
         columns.append(_column(of.compared, statistics, metric, interval=metric == "psnr_mu"))
         if metric == "psnr_mu":
             heads.append("median")
@@ -423,9 +454,9 @@ def difference_table(of: Summary) -> Table | None:
     return Table(
         "differences",
         f"{of.dataset}: PSNR-mu minus that of {baseline}",
-        ("method", "difference [95 %]", "scenes", "won", "lost"),
+        ("method", "difference" + (" [95 %]" if of.differences[0].low is not None else ""), "scenes", "won", "lost"),
         tuple(rows),
-        (f"Mean over the scenes that both the method and {baseline} have; the interval is that of the paired difference.",),
+        (f"Mean over the scenes that both the method and {baseline} have; an interval is that of the paired difference.",),
     )
 
 
@@ -493,12 +524,14 @@ def scene_table(of: Summary) -> Table | None:
         cells = (
             Cell(f"{scored[m]:.2f}", best=m in best)
             if m in scored
-            else Cell("failed" if (scene, m) in of.rows and not _ok(of.rows[scene, m]) else NOTHING)
+            else Cell("failed" if (scene, m) in of.rows and of.rows[scene, m]["status"] == "failed" else NOTHING)
             for m in of.methods
         )
         rows.append((Cell(scene), *told, *cells))
     heads = ("scene", *(SCENE_FACTS[k][0] for k in keys), *of.methods)
-    return Table("scenes", f"{of.dataset}: PSNR-mu by scene", heads, tuple(rows), ("Bold: the best but the oracle.",), texts=1 + len(keys))
+    return Table(
+        "scenes", f"{of.dataset}: PSNR-mu by scene", heads, tuple(rows), ("Bold: the best, the oracle left aside.",), texts=1 + len(keys)
+    )
 
 
 # ---- what is said beneath -------------------------------------------------------------------------------------------------
@@ -510,10 +543,10 @@ def _uneven(of: Summary) -> bool:
 
 def _main_notes(of: Summary) -> tuple[str, ...]:
     if not of.compared:
-        return ("No method succeeded on any scene.",)
+        return (*of.notes, "No method succeeded on any scene.")
     if not of.metrics:
         return ("No scene has a ground truth: there is nothing to score, only times (medians) and pictures.",)
-    notes = []
+    notes = list(of.notes)
     if of.common:
         notes.append(f"Means over the {_count(len(of.common), 'scene')} on which all {_count(len(of.compared), 'method')} succeeded.")
         if _uneven(of):
@@ -522,20 +555,23 @@ def _main_notes(of: Summary) -> tuple[str, ...]:
         notes.append(
             "There is no scene on which all methods succeeded: each mean is over the method's own scenes. They cannot be compared."
         )
-    if len(of.common or of.scenes) > 1:
+    if len(of.common or of.scenes) >= FEWEST_FOR_INTERVAL:
         notes.append(f"Intervals: 95 % bootstrap over scenes ({RESAMPLES} resamples, percentiles).")
     else:
-        notes.append("One scene: no intervals.")
+        notes.append(f"Fewer than {FEWEST_FOR_INTERVAL} scenes: no intervals.")
     if any(of.wins.values()):
         notes.append(
-            f"wins: scenes with the best PSNR-mu of all but the oracle, of {_count(len(of.scenes), 'scene')}. Bold: the best but it."
+            f"wins: scenes with the best PSNR-mu, of {_count(len(of.common), 'scene')}. Bold: the best. The oracle is left aside in both."
         )
     if of.seconds or of.peak_mb:
         notes.append("Seconds and MB are medians.")
     notes += _counts_note(of, [k for k in _present(of, of.shared) if "/" not in k and not k.endswith(UNSCALED)])
     for method in of.methods:
         if method not in of.compared:
-            notes.append(f"{method} failed on every scene it was given and is not compared.")
+            reasons = sorted({str(r.get("error")) for (_, m), r in of.rows.items() if m == method and r["status"] == "skipped"})
+            notes.append(
+                f"{method} does not apply here ({reasons[0]})." if reasons else f"{method} failed on every scene and is not compared."
+            )
     return tuple(notes)
 
 
@@ -543,8 +579,8 @@ def _left_out(of: Summary) -> str:
     out = [s for s in of.scenes if s not in of.common]
     parts = []
     for method in of.compared:
-        failed = [s for s in out if (s, method) in of.rows and not _ok(of.rows[s, method])]
-        missing = [s for s in out if (s, method) not in of.rows]
+        failed = [s for s in out if (s, method) in of.rows and of.rows[s, method]["status"] == "failed"]
+        missing = [s for s in out if s not in failed and not _ok(of.rows.get((s, method)))]
         parts += [f"{method} failed on {', '.join(failed)}"] if failed else []
         parts += [f"{method} has no result for {', '.join(missing)}"] if missing else []
     return "; ".join(parts)
@@ -604,7 +640,7 @@ def settings(of: Summary) -> list[str]:
 
 def failures(of: Summary) -> list[str]:
     """A line for each failed row."""
-    failed = ((scene, method, row) for (scene, method), row in of.rows.items() if not _ok(row))
+    failed = ((scene, method, row) for (scene, method), row in of.rows.items() if row["status"] == "failed")
     return [f"{scene}, {method}: {' '.join(str(row.get('error') or 'no reason given').split())}" for scene, method, row in failed]
 
 
