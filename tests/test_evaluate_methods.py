@@ -1,5 +1,7 @@
 """Methods on scenes whose answer is known: who must be above whom, and that files go to their own scene."""
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import OpenImageIO as oiio
@@ -33,6 +35,16 @@ def test_merging_a_still_scene_beats_its_reference(still, name):
 def test_the_oracle_is_the_ceiling(still):
     best = score(METHODS["oracle"], still)
     assert all(best > score(m, still) for m in METHODS.values() if m.name != "oracle")
+
+
+def test_the_oracle_does_not_fit_what_nobody_knows(still):
+    spoilt = still.truth.copy()
+    known = np.ones(still.bracket.shape, bool)
+    known[:, ::2] = False
+    spoilt[:, ::2] *= 3
+    partly = replace(still, truth=spoilt, known=known)
+    estimate = METHODS["oracle"].run(partly)
+    assert Scorer(partly)(estimate)["psnr_mu"] > score(METHODS["classical"], still)
 
 
 def test_ours_keeps_no_ghost_where_opencv_does():

@@ -40,11 +40,12 @@ def oracle(scene: Scene) -> F32:
     ratios = still.relative_exposures
     estimates = [still.response.linearise(f.encoded) / np.float32(r) for f, r in zip(still.frames, ratios, strict=True)]
     merged = np.empty((truth[..., 0].size, 3), np.float32)
+    known = np.ones(truth[..., 0].size, bool) if scene.known is None else scene.known.ravel()
     for c in range(3):
         level_true = np.ascontiguousarray(truth[..., c])
         groups = _groups(level_true, ratios)
         samples = np.stack([e[..., c].ravel() for e in estimates])
-        _merge(level_true.ravel(), samples, groups, out=merged[:, c])
+        _merge(level_true.ravel(), samples, groups, known, out=merged[:, c])
     return merged.reshape(truth.shape)
 
 
@@ -60,16 +61,19 @@ def _groups(truth: F32, ratios: tuple[float, ...]) -> np.ndarray:
     return np.asarray(group.ravel())
 
 
-def _merge(truth: F32, samples: F32, groups: np.ndarray, out: F32) -> None:
+def _merge(truth: F32, samples: F32, groups: np.ndarray, known: np.ndarray, out: F32) -> None:
     order = np.argsort(groups, kind="stable")
     bounds = np.flatnonzero(np.diff(groups[order], prepend=-1, append=-1))
     for first, end in pairwise(bounds):
         members = order[first:end]
         used = int(groups[members[0]] // GROUPS) + 1
         mine = samples[:used, members]
-        wrong = (mine - truth[members]).astype(np.float64)
-        moments = wrong @ wrong.T / len(members)
+        told = known[members]
+        # Where nobody knows the truth there is nothing to fit, unless there is nothing else.
+        wrong = (mine - truth[members]).astype(np.float64)[:, told if told.any() else slice(None)]
+        count = wrong.shape[1]
+        moments = wrong @ wrong.T / count
         # A little of the diagonal keeps groups of a few pixels from being fitted to the last bit.
-        moments += np.diag(np.diag(moments)) * (2 / (len(members) + 20)) + 1e-15 * np.eye(used)
+        moments += np.diag(np.diag(moments)) * (2 / (count + 20)) + 1e-15 * np.eye(used)
         weights = np.linalg.solve(moments, np.ones(used))
         out[members] = (weights / weights.sum()) @ mine
