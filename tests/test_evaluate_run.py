@@ -70,7 +70,9 @@ def test_rows_are_kept_unless_told_otherwise(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change", [{"status": "failed", "error": "x"}, {"source_hash": "f" * 16}, {"version": "0.0.1"}], ids=lambda c: next(iter(c))
+    "change",
+    [{"status": "failed", "error": "x"}, {"commit": "0000000"}, {"source_hash": "f" * 16}, {"version": "0.0.1"}],
+    ids=lambda c: next(iter(c)),
 )
 def test_rows_that_no_longer_hold_are_made_again(tmp_path, change):
     outcome, rows = go(tmp_path, dataset("a"))
@@ -157,6 +159,10 @@ def test_results_of_files_have_a_name_of_their_own_and_no_time(tmp_path):
     assert reference["seconds"] is not None
     outcome, _ = go(tmp_path / "out", dataset("a"), methods=(spec, "reference"), resume=True)
     assert outcome.new == 0
+    np.save(tmp_path / "a.npy", small_scene("a").truth * 0.5)
+    outcome, rows = go(tmp_path / "out", dataset("a"), methods=(spec, "reference"), resume=True)
+    assert outcome.new == 1
+    assert rows[-1]["metrics"]["psnr_mu"] < 50
     with pytest.raises(InputError, match="two methods have one name"):
         go(tmp_path / "x", dataset("a"), methods=(spec, f"ours=saved:{tmp_path}@fit"))
 

@@ -15,7 +15,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
-from math import log2
+from math import isfinite, log2
 from pathlib import Path
 from typing import Any
 
@@ -94,9 +94,12 @@ class Recipe:
     colour: str = ""
 
     def __post_init__(self) -> None:
+        numbers = [v for f in fields(self) if _is_number(v := getattr(self, f.name))]
+        if not all(map(isfinite, (*numbers, *self.stops, *self.size))):
+            raise InputError(f"{self.picture}: a value of the scene is not finite")
         rising = list(self.stops) == sorted(set(self.stops))
         checks = {
-            "size": (min(self.size) >= 64, "two sides of 64 pixels or more"),
+            "size": (min(self.size) >= 64 and all(isinstance(v, int) for v in self.size), "two whole numbers of pixels, 64 or more"),
             "motion": (self.motion in MOTIONS, ", ".join(MOTIONS)),
             "colour": (not self.colour or self.colour in COLOURS, ", ".join(COLOURS)),
             "stops": (
@@ -104,6 +107,8 @@ class Recipe:
                 f"{MIN_FRAMES} to {MAX_FRAMES} rising values from -16 to 16, 0 (the reference) among them, as in [-2, 0, 2]",
             ),
             "clipped": (0 <= self.clipped <= 0.9, "0 to 0.9"),
+            "lens_px": (0 <= self.lens_px <= 20, "0 to 20"),
+            "demosaic_px": (0 <= self.demosaic_px <= 20, "0 to 20"),
             "boost_stops": (0 <= self.boost_stops <= 6, "0 to 6"),
         }
         for name, (fine, expected) in checks.items():
@@ -113,6 +118,8 @@ class Recipe:
     @staticmethod
     def drawn(picture: str, seed: int, **given: Any) -> Recipe:
         """A recipe in which what is not given comes from the seed."""
+        if seed < 0:
+            raise InputError(f"{picture}: seed is {seed}, expected 0 or more")
 
         def stream(n: int) -> np.random.Generator:
             return generator((seed, 900, n))
@@ -178,7 +185,7 @@ class SyntheticScene:
         """Of the recipe and the picture."""
         settings = json.dumps({f.name: getattr(self.recipe, f.name) for f in fields(Recipe)}, sort_keys=True)
         files = {self.recipe.picture: self.data / self.recipe.picture}
-        if self.recipe.response in TEST_CAMERAS:
+        if not _is_plain(self.recipe.response):
             files["curves"] = self.data / CURVES
         return fingerprint(settings, files)
 
@@ -231,10 +238,14 @@ def _perfect(truth: F32, exposures: list[float], camera: Camera, seed: int, refe
     return render_bracket([truth] * len(exposures), exposures, bare, seed=seed + 1_000_003, reference=reference)
 
 
+def _is_plain(response: str) -> bool:
+    """Whether a response is a formula, not a measured camera's."""
+    return response in ("srgb", "linear") or response.startswith("gamma")
+
+
 def _camera(recipe: Recipe, data: Path) -> Camera:
     name = recipe.response
-    plain = name in ("srgb", "linear") or name.startswith("gamma")
-    response = CameraResponse.named(name) if plain else measured_response(data / CURVES, name)
+    response = CameraResponse.named(name) if _is_plain(name) else measured_response(data / CURVES, name)
     return Camera(
         response,
         iso=recipe.iso,

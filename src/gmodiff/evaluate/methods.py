@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from gmodiff.calibrate import calibrate
 from gmodiff.datasets.published import read_float_picture
-from gmodiff.datasets.scene import Scene
+from gmodiff.datasets.scene import Scene, fingerprint
 from gmodiff.errors import FileFormatError, InputError
 from gmodiff.evaluate.oracle import oracle
 from gmodiff.image import Bracket
@@ -35,6 +35,7 @@ class Method:
 
     fitted: it cannot know the scale of its radiance, so one factor is fitted before scoring.
     timed: its time and memory are its own; those of reading somebody's file are not.
+    state: name of a scene to a text that changes with what the method's result rests on beyond the scene and this project's code.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Method:
     run: Callable[[Scene], F32]
     fitted: bool = False
     timed: bool = True
+    state: Callable[[str], str] = lambda scene: ""
 
 
 def method(name: str) -> Method:
@@ -169,9 +171,14 @@ def _saved(name: str) -> Method:
         raise InputError(f"{name}: {folder!r} is not a folder; give the folder of the outputs, as in saved:outputs@reference")
     about = f"outputs in files, 1.0 = {'a fitted scale' if scale == 'fit' else f'white of the {scale} frame'}"
     plain = f"saved:{folder.rstrip('/')}" + (f"@{scale}" if scale != "short" else "")
-    return Method(
-        shown.removesuffix("=") or plain, about, partial(_read_saved, folder=Path(folder), scale=scale), scale == "fit", timed=False
-    )
+    run = partial(_read_saved, folder=Path(folder), scale=scale)
+    state = partial(_state_of_saved, folder=Path(folder), scale=scale)
+    return Method(shown.removesuffix("=") or plain, about, run, scale == "fit", timed=False, state=state)
+
+
+def _state_of_saved(name: str, folder: Path, scale: str) -> str:
+    """Of the files that could be a scene's output, and of their scale."""
+    return fingerprint(scale, {s: p for s in SUFFIXES if (p := folder / f"{name}{s}").is_file()})
 
 
 def _read_saved(scene: Scene, folder: Path, scale: str) -> F32:

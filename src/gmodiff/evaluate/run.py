@@ -83,7 +83,7 @@ def evaluate(
 
     methods: see `methods.method`.   metrics: beyond PSNR, SSIM and PU21, see `perceptual.NAMES`; None for JOD where it can be had.
     scenes: names or patterns (*, ?); empty for all.   workers: scenes run beside each other, each with its share of the cores.
-    resume: keep rows that are there and still hold (same scene, files and version of this project, not failed); force: start anew.
+    resume: keep rows that are there and still hold (same scene, files, version and commit of this project, not failed); force: start anew.
     A scene or a method that fails makes a row that says so, and the run goes on.
 
     Raises InputError for unknown names, OutputError where rows are there and neither resume nor force is given, or cannot be written,
@@ -110,7 +110,8 @@ def evaluate(
             job = Job(dataset.name, source, "", tuple(names.values()), wanted, None, workers, commit)
             unreadable += [_row(job, n, {"status": "failed", "error": str(found)}) for n in names]
             continue
-        missing = tuple(m for n, m in names.items() if not _holds(kept.get((source.name, n)), found, wanted))
+        states = {n: method(m).state(source.name) for n, m in names.items()}
+        missing = tuple(m for n, m in names.items() if not _holds(kept.get((source.name, n)), found, states[n], commit, wanted))
         total += len(missing)
         if missing:
             jobs.append(Job(dataset.name, source, found, missing, wanted, folder, workers, commit))
@@ -194,13 +195,14 @@ def _earlier(path: Path, resume: bool, force: bool, notes: list[str]) -> dict[tu
     return {(r["scene"], r["method"]): r for r in rows}
 
 
-def _holds(row: Row | None, fingerprint: str, metrics: Sequence[str]) -> bool:
-    """Whether a row needs no second run."""
+def _holds(row: Row | None, fingerprint: str, state: str, commit: str | None, metrics: Sequence[str]) -> bool:
+    """Whether a row needs no second run: same scene, same method, same code."""
     return (
         row is not None
         and row["status"] in ("ok", "skipped")
         and row.get("source_hash") == fingerprint
-        and row.get("version") == gmodiff.__version__
+        and row.get("method_hash", "") == state
+        and (row.get("version"), row.get("commit")) == (gmodiff.__version__, commit)
         and (row["status"] == "skipped" or set(metrics) <= set(row["settings"]))
     )
 
@@ -256,9 +258,12 @@ def run_job(job: Job) -> Iterator[Row]:
             result, estimate = {"status": "skipped", "error": str(error)}, None
         except Exception as error:  # a row says so, and the run goes on
             result, estimate = {"status": "failed", "error": one_line(error)}, None
+        yield _row(job, how.name, {**shared, **result, "method_hash": how.state(job.source.name)})
         if job.pictures is not None and estimate is not None:
-            save_pictures(job.pictures, scene, how.name, estimate)  # a disk that refuses is no fault of the method
-        yield _row(job, how.name, {**shared, **result})
+            try:
+                save_pictures(job.pictures, scene, how.name, estimate)
+            except OSError as error:  # a disk that refuses is no fault of the method
+                raise OutputError(f"{job.pictures}: a picture cannot be written ({error.strerror})") from None
 
 
 def _measured(how: Method, scene: Scene, scorer: Scorer | None, extra: Sequence[ExtraMetric]) -> tuple[dict[str, Any], F32]:

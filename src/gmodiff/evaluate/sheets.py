@@ -27,6 +27,8 @@ ERROR_RANGE = 0.2
 
 UNKNOWN_GREY = 90
 SHEET_WIDTH, GAP, LINE = 2400, 8, 26
+HIGHEST = 60_000
+"""Rows of a sheet: JPEG holds 65535."""
 MOST_COLUMNS, CROPS, SMALLEST_CROP = 5, 3, 96
 QUALITY = 95
 
@@ -118,6 +120,8 @@ def save_sheet(pictures: Path, rows: Sequence[Row], path: Path) -> bool:
     sheet = contact_sheet(pictures, rows)
     if sheet is None:
         return False
+    if sheet.shape[0] > HIGHEST:
+        sheet = np.asarray(cv2.resize(sheet, (SHEET_WIDTH * HIGHEST // sheet.shape[0], HIGHEST), interpolation=cv2.INTER_AREA), np.uint8)
     _save(path, sheet)
     return True
 
@@ -156,7 +160,7 @@ def contact_sheet(pictures: Path, rows: Sequence[Row]) -> Picture | None:
 
 def _of_methods(pictures: Path, rows: Sequence[Row], ending: str, shape: tuple[int, ...]) -> dict[str, Picture]:
     """Methods' pictures that are there; one of another size is left from another run and no part of this scene."""
-    loaded = {r["method"]: _load(pictures / f"{file_name(r['method'])}{ending}") for r in rows}
+    loaded = {r["method"]: _load(pictures / f"{file_name(r['method'])}{ending}") for r in rows if r["status"] == "ok"}
     return {m: p for m, p in loaded.items() if p is not None and p.shape == shape}
 
 

@@ -169,7 +169,8 @@ def _of_one_truth(rows: Sequence[Row]) -> tuple[dict[tuple[str, str], Row], list
 
     Two data sets of one name, or a set that changed, must not be compared with each other by mistake.
     """
-    newest = {r["scene"]: r["scene_hash"] for r in rows if _ok(r) and r.get("scene_hash")}
+    in_time = sorted((r for r in rows if _ok(r) and r.get("scene_hash")), key=lambda r: str(r.get("finished", "")))
+    newest = {r["scene"]: r["scene_hash"] for r in in_time}
     kept, other, notes = {}, [], []
     for row in latest(rows):
         if _ok(row) and row.get("scene_hash") and row["scene_hash"] != newest[row["scene"]]:
