@@ -10,7 +10,7 @@ import gmodiff
 
 def test_exported_names():
     assert set(gmodiff.__all__) == {
-        "Bracket", "GMODiffError", "GainMap", "HDRImage", "read", "read_bracket", "reconstruct", "write",
+        "Bracket", "GMODiffError", "GainMap", "HDRImage", "load_model", "read", "read_bracket", "reconstruct", "write",
     }  # fmt: skip
 
 

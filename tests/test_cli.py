@@ -80,6 +80,43 @@ def test_json_result(jpegs, tmp_path, capsys):
     assert 0.2 < result["headroom_stops"] <= 3
 
 
+def test_the_network_is_the_default_and_can_be_left_out(jpegs, tmp_path, capsys):
+    told = {}
+    for name, options in (("with", []), ("without", ["--model", "none"]), ("exact", ["--exact", "--tile", "512"])):
+        code, out, err = run(["merge", *jpegs, "-o", str(tmp_path / f"{name}.exr"), "--json", *options], capsys)
+        assert (code, err) == (0, "")
+        told[name] = json.loads(out)["model"]
+    assert told["with"]["name"] == told["exact"]["name"] == "compact"
+    assert "float32" in told["exact"]["runtime"]
+    assert told["without"] is None
+    assert (tmp_path / "with.exr").read_bytes() != (tmp_path / "without.exr").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--model", "huge"], "model 'huge': expected compact"),
+        (["--tile", "20"], "tile 20x20: expected"),
+        (["--device", "abacus"], "abacus"),
+    ],
+)
+def test_a_network_that_cannot_run_is_one_line(jpegs, tmp_path, capsys, options, expected):
+    code, _, err = run(["merge", *jpegs, "-o", str(tmp_path / "s.jpg"), "-q", *options], capsys)
+    assert code == 2
+    assert expected in err
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_models_are_described(capsys):
+    code, out, _ = run(["models"], capsys)
+    assert code == 0
+    assert out.startswith("compact: ")
+    assert "licence Apache-2.0" in out
+    code, out, _ = run(["models", "--json"], capsys)
+    assert json.loads(out)[0]["name"] == "compact"
+
+
 def test_default_output_name(jpegs, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run(["merge", *jpegs, "-q"], capsys)[0] == 0

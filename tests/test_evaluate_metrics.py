@@ -5,7 +5,7 @@ import pytest
 
 from gmodiff.errors import InputError
 from gmodiff.evaluate import metrics
-from gmodiff.evaluate.metrics import SSIM, Scorer, compress, fitted_scale, psnr, pu21
+from gmodiff.evaluate.metrics import SSIM, Scorer, compress, fitted_scale, grid_excess, psnr, pu21
 from gmodiff.gainmap import mu_gain
 from scenes import small_scene
 
@@ -68,8 +68,9 @@ def test_pu21_agrees_with_its_authors_implementation():
 def test_identical_is_perfect_in_every_metric_and_mask():
     scene = small_scene()
     found = Scorer(scene)(scene.truth)
-    assert {m for m in found if "/" not in m} == {"psnr_mu", "psnr_l", "ssim_mu", "pu21_psnr", "pu21_ssim", "gain_psnr"}
+    assert {m for m in found if "/" not in m} == {"psnr_mu", "psnr_l", "ssim_mu", "pu21_psnr", "pu21_ssim", "gain_psnr", "grid_db"}
     assert {m.split("/")[1] for m in found if "/" in m} == {"motion", "clipped", "dark"}
+    assert found.pop("grid_db") in (0.0, None)
     for name, value in found.items():
         assert value == pytest.approx(120.0 if "psnr" in name else 1.0, abs=1e-6), name
 
@@ -124,7 +125,7 @@ def test_unknown_truth_is_not_scored():
     wrong[:30] = 0
     assert Scorer(scene)(wrong)["psnr_mu"] < 30
     found = Scorer(partly)(wrong)
-    assert {round(v, 3) for v in found.values()} == {120.0, 1.0}
+    assert {round(v, 3) for k, v in found.items() if k != "grid_db"} == {120.0, 1.0}
 
 
 def test_gain_psnr_is_of_the_papers_gain():
@@ -168,3 +169,16 @@ def test_settings_name_what_numbers_depend_on():
     assert "mu 5000" in settings["psnr_mu"]
     assert "203 cd/m2" in settings["pu21_psnr"]
     assert "1.5 px" in settings["ssim_mu"]
+
+
+def test_the_grid_of_a_pixel_shuffle_is_seen_and_the_blocks_of_jpeg_are_not():
+    rng = np.random.default_rng(4)
+    wall = np.full((256, 256, 3), 0.5, np.float32)
+    known = np.ones((256, 256), bool)
+    noise = rng.normal(0, 0.002, (256, 256, 1)).astype(np.float32)
+    assert abs(grid_excess(wall + noise, wall, known)) < 0.5
+    cells = np.kron(rng.normal(0, 0.004, (64, 64, 1)), np.ones((4, 4, 1))).astype(np.float32)
+    assert grid_excess(wall + noise + cells, wall, known) > 3
+    blocks = np.kron(rng.normal(0, 0.004, (32, 32, 1)), np.ones((8, 8, 1))).astype(np.float32)
+    assert abs(grid_excess(wall + noise + blocks, wall, known)) < 0.5
+    assert grid_excess(wall, wall, ~known) is None

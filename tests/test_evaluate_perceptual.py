@@ -35,7 +35,15 @@ def test_jod_falls_with_damage_and_in_the_damaged_mask_only(jod):
     found = score(ghost)
     assert found["jod/motion"] < found["jod/dark"] - 0.1
     assert "standard_hdr_linear" in score.settings["jod"]
-    assert "Lpeak=1500" in score.settings["jod"]
+    assert "Lpeak=10000" in score.settings["jod"]
+
+
+def test_jod_sees_what_lies_far_above_the_reference(jod):
+    """Four stops up, where a display of 1500 cd/m2 would cut both pictures off alike."""
+    rows = np.linspace(0, 6 * np.pi, 96, dtype=np.float32)
+    lamps = np.repeat(np.repeat((0.75 + 0.2 * np.sin(rows))[:, None], 96, axis=1)[..., None], 3, axis=2)
+    flat = np.full_like(lamps, 0.75)
+    assert jod(flat, lamps, {}, 3248.0)["jod"] < 9.5
 
 
 def test_jod_in_an_empty_mask_is_none(jod):

@@ -122,7 +122,7 @@ def test_a_scene_that_cannot_be_read_is_a_row_and_the_others_go_on(tmp_path):
     ],
 )
 def test_a_method_that_fails_is_a_row_and_the_others_go_on(tmp_path, monkeypatch, answer, said):
-    monkeypatch.setitem(methods.METHODS, "broken", Method("broken", "", answer))
+    monkeypatch.setitem(methods.METHODS, "broken", Method("broken", "", answer, sees_truth=True))
     outcome, rows = go(tmp_path, dataset("a"), methods=("broken", "reference"))
     assert outcome.failed == 1
     by_name = {r["method"]: r for r in rows}
@@ -176,8 +176,15 @@ def test_a_disk_that_refuses_pictures_stops_the_run(tmp_path, monkeypatch):
         go(tmp_path, dataset("a"), pictures=True)
 
 
+def test_methods_are_given_the_bracket_and_nothing_true(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setitem(methods.METHODS, "spy", Method("spy", "", lambda s: seen.append(s) or np.ones((*s.bracket.shape, 3), np.float32)))
+    go(tmp_path, dataset("a"), methods=("spy",))
+    assert (seen[0].truth, seen[0].known, seen[0].perfect, dict(seen[0].masks), dict(seen[0].facts)) == (None, None, None, {}, {})
+
+
 def test_methods_that_guess_the_response_get_one_factor_and_keep_their_own_score(tmp_path, monkeypatch):
-    monkeypatch.setitem(methods.METHODS, "half", Method("half", "", lambda s: s.truth / 2, fitted=True))
+    monkeypatch.setitem(methods.METHODS, "half", Method("half", "", lambda s: s.truth / 2, fitted=True, sees_truth=True))
     _, rows = go(tmp_path, dataset("a"), methods=("half",))
     assert rows[0]["scale"] == pytest.approx(2)
     assert rows[0]["metrics"]["psnr_mu"] > 100

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from gmodiff.errors import InputError
+from gmodiff.estimate import Estimate
 from gmodiff.image import Bracket
 from gmodiff.pipeline import reconstruct
 from gmodiff.radiometry import TAPER_ENCODED, radiance_interval_codes, srgb_decode
@@ -29,8 +30,8 @@ def test_whole_road(bracket):
 def test_a_wrong_model_moves_measured_pixels_by_nothing(bracket, value):
     """Constrained: whatever a model says, each unclipped pixel stays in the interval that its code allows."""
 
-    def wrong(bracket, alignments, merged):
-        return np.full(merged.shape, value, np.float32)
+    def wrong(bracket, alignments, merged, *, progress=None):
+        return Estimate(np.full(merged.shape, value, np.float32))
 
     image = reconstruct(bracket, wrong)
     reference = bracket.frames[bracket.reference]
@@ -45,7 +46,7 @@ def test_a_wrong_model_moves_measured_pixels_by_nothing(bracket, value):
 def test_what_lies_inside_the_interval_is_left_alone(bracket):
     """A model that returns the reference's own radiance gets exactly that back."""
     own = bracket.response.linearise(bracket.frames[bracket.reference].encoded)
-    image = reconstruct(bracket, lambda b, a, m: own.copy())
+    image = reconstruct(bracket, lambda b, a, m, progress: Estimate(own))
     unclipped = bracket.frames[bracket.reference].encoded < 0.97 * 255
     assert np.isfinite(image.radiance).all()
     assert np.array_equal(image.radiance[unclipped], own[unclipped])
@@ -53,7 +54,7 @@ def test_what_lies_inside_the_interval_is_left_alone(bracket):
 
 def test_a_model_of_another_shape_is_refused(bracket):
     with pytest.raises(InputError, match="expected"):
-        reconstruct(bracket, lambda b, a, m: m[:10])
+        reconstruct(bracket, lambda b, a, m, progress: Estimate(m[:10]))
 
 
 def test_no_align_leaves_every_frame_where_it_is(bracket):

@@ -2,7 +2,7 @@
 
     import gmodiff
     bracket = gmodiff.read_bracket(["a.jpg", "b.jpg", "c.jpg"])
-    gmodiff.write(gmodiff.reconstruct(bracket), "scene.jpg")
+    gmodiff.write(gmodiff.reconstruct(bracket, gmodiff.load_model()), "scene.jpg")
 
 Importing this package imports nothing else: each name below is loaded when it is first used.
 """
@@ -21,15 +21,17 @@ if TYPE_CHECKING:
     from gmodiff.image import Bracket, HDRImage
     from gmodiff.pipeline import reconstruct
     from gmodiff.reader import read
+    from gmodiff.runtime import load_model
     from gmodiff.writer import write
 
-__all__ = ["Bracket", "GMODiffError", "GainMap", "HDRImage", "read", "read_bracket", "reconstruct", "write"]
+__all__ = ["Bracket", "GMODiffError", "GainMap", "HDRImage", "load_model", "read", "read_bracket", "reconstruct", "write"]
 
 _HOMES = {
     "Bracket": "image",
     "GMODiffError": "errors",
     "GainMap": "gainmap",
     "HDRImage": "image",
+    "load_model": "runtime",
     "read": "reader",
     "read_bracket": "bracket",
     "reconstruct": "pipeline",

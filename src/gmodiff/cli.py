@@ -14,6 +14,7 @@ import click
 from gmodiff import __version__
 from gmodiff.errors import GMODiffError, InputError
 from gmodiff.evaluate.command import evaluate, report
+from gmodiff.train.command import train
 
 if TYPE_CHECKING:
     from gmodiff.image import Bracket, HDRImage
@@ -78,6 +79,14 @@ def _numbers(_: click.Context, parameter: click.Parameter, text: str | None) -> 
               help="Camera response: auto, estimate, srgb, gamma2.2, linear, or a file from --save-response.")  # fmt: skip
 @click.option("--save-response", metavar="FILE", help="Keep the response that was used, for this camera's next bracket (.json).")
 @click.option("--no-align", is_flag=True, help="The photos are registered already; leave every pixel where it is.")
+@click.option("--model", default="compact", show_default=True, metavar="NAME",
+              help="Network that estimates what the reference photo did not measure: compact, none (measured samples only), "
+                   "or the card (.json) of another; see gmodiff models.")  # fmt: skip
+@click.option("--runtime", type=click.Choice(["auto", "openvino", "onnxruntime", "torch"]), default="auto", show_default=True,
+              help="What runs the network.")  # fmt: skip
+@click.option("--device", default="auto", show_default=True, metavar="NAME", help="Where the runtime computes: cpu, cuda, GPU ...")
+@click.option("--exact", is_flag=True, help="Run the network in float32; slower, and the same to 0.05 dB.")
+@click.option("--tile", type=click.IntRange(min=1), metavar="PX", help="Side of the network's tiles; smaller ones need less memory.")
 @click.option("--look", type=click.Choice(["camera", "linear"]), default="camera", show_default=True,
               help="The HDR picture: the photo's own look with its highlights given back, or scene-linear light.")  # fmt: skip
 @click.option("--headroom", type=float, default=3.0, show_default=True, metavar="STOPS",
@@ -102,6 +111,11 @@ def merge(
     response: str,
     save_response: str | None,
     no_align: bool,
+    model: str,
+    runtime: str,
+    device: str,
+    exact: bool,
+    tile: int | None,
     look: str,
     headroom: float,
     base: str,
@@ -140,9 +154,13 @@ def merge(
     check_writable(targets, force=force, others=extra, inputs=[Path(p) for p in photos])
 
     from gmodiff.bracket import read_bracket, save_response_file
+    from gmodiff.estimate import Estimator
     from gmodiff.pipeline import reconstruct
+    from gmodiff.runtime import load_model
     from gmodiff.writer import write, write_provenance
 
+    network = None if model == "none" else load_model(model, runtime=runtime, device=device, exact=exact)
+    estimator = None if network is None else Estimator(network) if tile is None else Estimator(network, (tile, tile))
     with _Reporter(quiet or as_json) as report:
         bracket = read_bracket(
             photos,
@@ -153,7 +171,7 @@ def merge(
             max_pixels=max_pixels,
             progress=report,
         )
-        image = reconstruct(bracket, align=not no_align, look=look, base=base, headroom=headroom, progress=report)
+        image = reconstruct(bracket, estimator, align=not no_align, look=look, base=base, headroom=headroom, progress=report)
         for n, target in enumerate(targets):
             report("write", n / len(targets))
             write(image, target, quality=quality, compact=compact, strip=strip, force=force)
@@ -163,6 +181,7 @@ def merge(
             save_response_file(bracket.response, save_response, force=force)
         report("write", 1.0)
     result = _result(bracket, image, targets, time.monotonic() - started)
+    result["model"] = None if network is None else {"name": network.card.name, "runtime": network.runtime}
     if as_json:
         click.echo(json.dumps(result, indent=2))
     elif not quiet:
@@ -228,6 +247,8 @@ def _print_result(result: dict[str, Any], bracket: Bracket, verbose: bool) -> No
     for note in result["notes"]:
         click.echo(f"note: {note}", err=True)
     if verbose:
+        network = result["model"]
+        click.echo("  no network: measured samples only" if network is None else f"  network {network['name']}, {network['runtime']}")
         pairs = list(zip(bracket.frames, bracket.frames[1:], strict=False))
         for (a, b), now, srgb in zip(pairs, result["disagreement_stops"], result["disagreement_srgb_stops"], strict=False):
             if now is None:
@@ -263,6 +284,30 @@ def inspect_file(file: str, as_json: bool, preview: str | None, headroom: float 
 
 command.add_command(evaluate)
 command.add_command(report)
+command.add_command(train)
+
+
+@command.command(short_help="Say which networks are here, and what made them.")
+@click.option("--json", "as_json", is_flag=True, help="Print the cards as JSON.")
+def models(as_json: bool) -> None:
+    """List the models of this package: what each was trained on, for how long, its licence, scores and the hash of its files."""
+    from gmodiff.runtime import model_cards
+
+    cards = model_cards()
+    if as_json:
+        click.echo(json.dumps([{"name": c.name, "about": c.about, "sha256": c.sha256, **c.facts} for c in cards], indent=2))
+        return
+    for card in cards:
+        click.echo(f"{card.name}: {card.about}")
+        facts = card.facts
+        click.echo(f"  {facts['parameters'] / 1e6:.1f} million parameters, up to {card.max_frames} photos, licence {facts['licence']}")
+        click.echo(f"  trained on {facts['trained_on']}")
+        hours = ", ".join(f"{stage} {h:g} h ({facts['steps'].get(stage, 0)} steps)" for stage, h in facts["hours"].items())
+        click.echo(f"  trained by {facts['trained_by']}: {hours}; {facts['hardware']}")
+        for name, scores in facts["scores"].items():
+            click.echo(f"  {name}: " + ", ".join(f"{k} {v:g}" for k, v in scores.items()))
+        for file, digest in card.sha256.items():
+            click.echo(f"  {file} sha256 {digest}")
 
 
 @command.command(short_help="Print the shell's completion script.")
@@ -286,6 +331,7 @@ _STAGE_WORDS = {
     "calibrate": "Measuring the camera",
     "align": "Aligning",
     "merge": "Merging",
+    "estimate": "Estimating",
     "render": "Rendering",
     "write": "Writing",
 }

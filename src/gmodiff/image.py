@@ -20,7 +20,7 @@ class Progress(Protocol):
     """Called as a stage advances: its name, and how much of it is done, 0..1. It may raise to cancel the work."""
 
     def __call__(self, stage: str, fraction: float) -> None:
-        """Stage is one of read, calibrate, align, merge, render, write."""
+        """Stage is one of read, calibrate, align, merge, estimate, render, write."""
         ...
 
 
@@ -142,6 +142,7 @@ class HDRImage:
     base: (H, W, 3) uint8, the SDR photo, sRGB transfer, in `base_colour` primaries; None where the file had none.
     gain_map: from base to the HDR rendition; None where the file had none.
     provenance: (H, W) uint8: 0 measured in the reference, 1 measured in an aligned frame, 2 inferred; None where unknown.
+    degradation: (H, W) uint8, 0..255: where the model that made the radiance doubts it; None without a model, or unknown.
     look: the rendition the base and the gain map show; None where radiance already is the rendition.
     content: "scene" or "rendition": what radiance holds.
     exif: the reference's EXIF block, for the output. metadata: plain facts for people and for JSON.
@@ -151,6 +152,7 @@ class HDRImage:
     base: NDArray[np.uint8] | None = field(default=None, repr=False)
     gain_map: GainMap | None = field(default=None, repr=False)
     provenance: NDArray[np.uint8] | None = field(default=None, repr=False)
+    degradation: NDArray[np.uint8] | None = field(default=None, repr=False)
     look: Look | None = field(default=None, repr=False)
     content: str = "scene"
     colour: ColourSpace = SRGB

@@ -210,8 +210,10 @@ def moving_scene(
 
 
 def generator(seed: int | Sequence[int]) -> np.random.Generator:
-    """The random stream of a seed; a sequence of integers names a purpose and a frame within a seed."""
-    return np.random.Generator(np.random.PCG64(seed))
+    """The random stream of a seed; a sequence is a seed and what it is used for, so (1, 2) and (1, 2, 0) have nothing in common."""
+    first, *purpose = (seed,) if isinstance(seed, int) else seed
+    # As a spawn key: NumPy pads plain entropy with zeros, and (1, 2) would be (1, 2, 0).
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(first, spawn_key=tuple(purpose))))
 
 
 def _pair(values: F64) -> tuple[float, float]:

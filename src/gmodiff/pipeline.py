@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,27 +12,30 @@ from numpy.typing import NDArray
 from gmodiff.align import Alignment
 from gmodiff.align import align as align_bracket
 from gmodiff.errors import InputError
+from gmodiff.estimate import Estimates, estimator
 from gmodiff.image import Bracket, Frame, HDRImage, Progress
 from gmodiff.merge import merge
 from gmodiff.provenance import constrain, summarise
 from gmodiff.radiometry import F32
+from gmodiff.runtime import Model
 from gmodiff.tonemap import DEFAULT_HEADROOM_STOPS, in_published_primaries, render
-
-Estimator = Callable[[Bracket, Sequence[Any], F32], F32]
-"""A model's place in the pipeline: (bracket, alignments, merged radiance) to estimated radiance, all (H, W, 3) float32."""
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Radiance before it is rendered: (H, W, 3) float32, 1.0 = the reference's white; (H, W) provenance; how frames were aligned."""
+    """Radiance before it is rendered: (H, W, 3) float32, 1.0 = the reference's white; (H, W) provenance; how frames were aligned.
+
+    degradation: (H, W) uint8, 0..255, where the model doubts its own estimate; None without a model.
+    """
 
     radiance: F32 = field(repr=False)
     provenance: NDArray[np.uint8] = field(repr=False)
     alignments: tuple[Alignment, ...]
+    degradation: NDArray[np.uint8] | None = field(default=None, repr=False)
 
 
 def reconstruct_radiance(
-    bracket: Bracket, model: Estimator | None = None, *, align: bool = True, progress: Progress | None = None
+    bracket: Bracket, model: Model | Estimates | None = None, *, align: bool = True, progress: Progress | None = None
 ) -> Reconstruction:
     """`reconstruct` without the rendering: align, merge, estimate, constrain. Radiance is in the bracket's own primaries."""
 
@@ -42,18 +45,20 @@ def reconstruct_radiance(
     reference = bracket.frames[bracket.reference]
     alignments = align_bracket(bracket, progress=step("align")) if align else tuple(Alignment() for _ in bracket.frames)
     merged = merge(bracket, alignments, progress=step("merge"))
-    radiance = merged.radiance
+    radiance, provenance, degradation = merged.radiance, merged.provenance, None
     if model is not None:
-        radiance = np.array(model(bracket, alignments, radiance), np.float32)  # a copy: what follows works in place
-        if radiance.shape != merged.radiance.shape:
-            raise InputError(f"the model returned radiance of shape {radiance.shape}, expected {merged.radiance.shape}")
+        estimate = estimator(model)(bracket, alignments, radiance, progress=step("estimate"))
+        if estimate.radiance.shape != radiance.shape:
+            raise InputError(f"the model returned radiance of shape {estimate.radiance.shape}, expected {radiance.shape}")
+        radiance = np.array(estimate.radiance, np.float32)  # a copy: what follows works in place
+        provenance, degradation = estimate.relabelled(provenance), estimate.degradation
     constrain(radiance, reference.encoded, bracket.response, reference.noise, out=radiance)
-    return Reconstruction(radiance, merged.provenance, tuple(alignments))
+    return Reconstruction(radiance, provenance, tuple(alignments), degradation)
 
 
 def reconstruct(
     bracket: Bracket,
-    model: Estimator | None = None,
+    model: Model | Estimates | None = None,
     *,
     align: bool = True,
     look: str = "camera",
@@ -63,7 +68,7 @@ def reconstruct(
 ) -> HDRImage:
     """Reconstruct the radiance of a bracket, and render it.
 
-    model: None for the classical result (measured samples only, smooth continuation where there are none).
+    model: from `load_model`; None for the classical result (measured samples only, smooth continuation where there are none).
     align: False for frames known to be registered. look, base, headroom: see `tonemap.render`.
     Raises InputError where the model returns another shape. Whatever it says, the result lies inside
     the radiance interval that the reference frame measured.
@@ -79,6 +84,7 @@ def reconstruct(
         base=rendered.base,
         gain_map=rendered.gain_map,
         provenance=made.provenance,
+        degradation=made.degradation,
         look=shown_as,
         colour=colour,
         base_colour=rendered.colour,

@@ -112,6 +112,10 @@ class Camera:
         return codes if self.jpeg_quality is None else _through_jpeg(codes, self.jpeg_quality)
 
 
+NOISE_STREAM = 5
+"""Purpose of a seed's stream for sensor noise; 1 to 4 are those of `moving_scene`."""
+
+
 def render_bracket(
     radiance: Sequence[F32] | Callable[[int], F32],
     exposures: Sequence[float],
@@ -134,7 +138,7 @@ def render_bracket(
     frames = []
     for i, exposure in enumerate(exposures):
         scene = radiance(i) if callable(radiance) else radiance[i]
-        codes = camera.expose(camera.through_lens(scene), exposure / exposures[index], (seed, i))
+        codes = camera.expose(camera.through_lens(scene), exposure / exposures[index], (seed, NOISE_STREAM, i))
         frames.append(Frame(codes, float(exposure), names[i] if names else f"frame_{i + 1}", noise=noise))
     return Bracket(tuple(frames), index, camera.response)
 

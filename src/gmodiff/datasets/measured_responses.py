@@ -4,14 +4,31 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gmodiff.errors import InputError
 from gmodiff.radiometry import CameraResponse
 
 TEST_CAMERAS = ("PENTAX K100D", "Canon EOS REBEL T2i", "Canon EOS 5D Mark II", "Canon PowerShot S45")
 """Cameras kept for testing: neither the response prior (benchmarks/make_response_prior.py) nor training may see their curves."""
+
+
+def known_cameras(curves: Path) -> list[str]:
+    """Cameras that a file of curves holds. Raises InputError where it cannot be read."""
+    return sorted({c["camera"] for c in _read(curves)[1]})
+
+
+def _read(curves: Path) -> tuple[NDArray[np.float64], list[dict[str, Any]]]:
+    try:
+        stored = json.loads(curves.read_text())
+        encoded, found = np.asarray(stored["encoded"], np.float64), list(stored["curves"])
+        assert all(isinstance(c["camera"], str) and len(c["log2_linear"]["b"]) == len(encoded) for c in found)
+        return encoded, found
+    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+        raise InputError(f"{curves}: no measured camera responses there ({type(error).__name__}: {error})") from None
 
 
 def measured_response(curves: Path, camera: str) -> CameraResponse:
@@ -21,13 +38,9 @@ def measured_response(curves: Path, camera: str) -> CameraResponse:
     Beyond its ends the curve goes on with the exponent (d log linear / d log encoded) it has there. Raises InputError for a camera that
     is not in the file, and for a file that cannot be read.
     """
-    try:
-        stored = json.loads(curves.read_text())
-        encoded = np.asarray(stored["encoded"], np.float64)
-        brackets = [c for c in stored["curves"] if c["camera"] == camera]
-        known = sorted({c["camera"] for c in stored["curves"]})
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{curves}: no measured camera responses there ({type(error).__name__}: {error})") from None
+    encoded, all_curves = _read(curves)
+    brackets = [c for c in all_curves if c["camera"] == camera]
+    known = known_cameras(curves)
     if not brackets:
         raise InputError(f"{curves} has no curve of {camera!r}: it has {', '.join(known)}")
     position = np.log2(encoded)

@@ -52,6 +52,10 @@ class Scene:
                     f"{self.name}: its {what} is {picture.shape[1]}x{picture.shape[0]} but its frames are {shape[1]}x{shape[0]}"
                 )
 
+    def blind(self) -> Scene:
+        """What a method may see: the bracket under the scene's name."""
+        return Scene(self.name, self.bracket)
+
     @property
     def short_white(self) -> float:
         """Radiance at which the shortest frame clips: where published sets put 1.0."""

@@ -48,6 +48,8 @@ DISAGREEMENT = 0.15
 DISAGREEMENT_SIGMAS = 4.0
 AROUND_PX = 2
 """How far around a disagreement nothing is believed either."""
+CUTOUT_STREAM = 31
+"""Purpose of the random stream of a cut-out's seed."""
 
 
 @dataclass(frozen=True)
@@ -233,7 +235,7 @@ class _Cut:
 
     @staticmethod
     def draw(recipe: StaticRecipe, shape: tuple[int, int]) -> _Cut:
-        rng = generator((int(recipe.cutout or 0), 31))
+        rng = generator((int(recipe.cutout or 0), CUTOUT_STREAM))
         height, width = shape
         h = max(16, int(recipe.cutout_size * height))
         w = max(16, int(h * rng.uniform(0.45, 0.8)))

@@ -22,13 +22,12 @@ from typing import Any
 import numpy as np
 
 from gmodiff.datasets.measured_responses import TEST_CAMERAS, measured_response
+from gmodiff.datasets.pictures import exposed, read_radiance
 from gmodiff.datasets.scene import Scene, common_facts, fingerprint, luminance, with_masks
 from gmodiff.errors import InputError
 from gmodiff.image import MAX_FRAMES, MIN_FRAMES, Bracket
 from gmodiff.moving_scene import Cutout, Motion, generator, piece_of
-from gmodiff.photo import read_photo
 from gmodiff.radiometry import F32, SRGB, CameraResponse
-from gmodiff.reader import read
 from gmodiff.simulate import Camera, render_bracket, simulate
 
 CURVES = Path("responses") / "curves.json"
@@ -36,6 +35,9 @@ CURVES = Path("responses") / "curves.json"
 
 MARGIN_PX = 24
 """Picture kept outside the frame on every side, so that shake brings in real content."""
+
+PICTURE_STREAM, RECIPE_STREAM, COLOUR_STREAM = 77, 900, 901
+"""Purposes of a seed's random streams, beside those of `simulate`."""
 
 LENGTH_OF_PRESETS = 1000.0
 """Frame height at which the amplitudes of MOTIONS hold; smaller frames get smaller ones, down to a third."""
@@ -122,7 +124,7 @@ class Recipe:
             raise InputError(f"{picture}: seed is {seed}, expected 0 or more")
 
         def stream(n: int) -> np.random.Generator:
-            return generator((seed, 900, n))
+            return generator((seed, RECIPE_STREAM, n))
 
         def choice(n: int, values: Sequence[Any]) -> Any:
             return values[int(stream(n).integers(len(values)))]
@@ -192,7 +194,15 @@ class SyntheticScene:
     def load(self) -> Scene:
         """Render the scene. Raises InputError where the picture is missing or too small, or the camera unknown."""
         recipe = self.recipe
-        radiance = _exposed(_picture(recipe, self.data), recipe.clipped)
+        width, height = recipe.size
+        picture = read_radiance(
+            self.data / recipe.picture,
+            height + 2 * MARGIN_PX,
+            width + 2 * MARGIN_PX,
+            generator((recipe.seed, PICTURE_STREAM)),
+            boost_stops=recipe.boost_stops,
+        )
+        radiance = exposed(picture, recipe.clipped)
         camera = _camera(recipe, self.data)
         exposures = [2.0**s for s in recipe.stops]
         reference = recipe.stops.index(0)
@@ -274,70 +284,8 @@ def _cutouts(recipe: Recipe, radiance: F32) -> tuple[Cutout, ...]:
     colour, level = COLOURS[recipe.colour]
     made = []
     for k in range(motion.objects):
-        piece = piece_of(radiance, generator((recipe.seed, 901, k)), motion.object_size * recipe.size[1])
+        piece = piece_of(radiance, generator((recipe.seed, COLOUR_STREAM, k)), motion.object_size * recipe.size[1])
         texture = luminance(piece.radiance, SRGB)
         texture = np.clip(texture / max(float(np.median(texture)), 1e-4), 0.25, 3.0)
         made.append(Cutout(np.asarray(texture[..., None] * np.asarray(colour, np.float32) * np.float32(level), np.float32), piece.coverage))
     return tuple(made)
-
-
-# ---- pictures -------------------------------------------------------------------------------------------------------------
-
-
-def _picture(recipe: Recipe, data: Path) -> F32:
-    """(H + 2 margins, W + 2 margins, 3) radiance at any scale."""
-    path = data / recipe.picture
-    if not path.is_file():
-        raise InputError(f"{path} is not there: --data names the folder that holds the pictures of a set")
-    width, height = recipe.size[0] + 2 * MARGIN_PX, recipe.size[1] + 2 * MARGIN_PX
-    rng = generator((recipe.seed, 77))
-    if path.suffix.lower() in (".hdr", ".exr"):
-        whole = np.ascontiguousarray(np.clip(np.nan_to_num(read(path).radiance, posinf=65504.0), 0.0, 65504.0), np.float32)
-        return _panorama_view(whole, height, width, rng) if whole.shape[1] == 2 * whole.shape[0] else _crop(whole, height, width, rng, path)
-    photo = read_photo(path)
-    codes = photo.encoded
-    factor = min(codes.shape[0] // height, codes.shape[1] // width)
-    linear = CameraResponse.named("srgb").linearise(codes)
-    if factor > 1:
-        linear = _reduced(linear, factor)
-    linear = _crop(linear, height, width, rng, path)
-    if recipe.boost_stops > 0:
-        # A smooth rise from encoded 0.85 up: what was near white becomes a light.
-        above = np.clip((linear.max(axis=-1, keepdims=True) - np.float32(0.7)) / np.float32(0.3), 0, 1)
-        above *= above * (3 - 2 * above)
-        linear = np.asarray(linear * (1 + above * np.float32(2.0**recipe.boost_stops - 1)), np.float32)
-    return linear
-
-
-def _panorama_view(whole: F32, height: int, width: int, rng: np.random.Generator) -> F32:
-    """A view between the poles, where an equirectangular picture is not stretched much, mirrored below and wrapped sideways."""
-    rows_there, columns_there = whole.shape[:2]
-    border, usable = rows_there // 8, rows_there * 3 // 4
-    top = int(rng.integers(0, max(1, usable - height + 1)))
-    left = int(rng.integers(0, columns_there))
-    rows = (top + np.arange(height)) % (2 * usable)
-    rows = border + np.where(rows < usable, rows, 2 * usable - 1 - rows)
-    return np.ascontiguousarray(whole[rows][:, (left + np.arange(width)) % columns_there])
-
-
-def _crop(whole: F32, height: int, width: int, rng: np.random.Generator, path: Path) -> F32:
-    if whole.shape[0] < height or whole.shape[1] < width:
-        raise InputError(f"{path} is {whole.shape[1]}x{whole.shape[0]}, too small: these scenes need {width}x{height} (frame and margin)")
-    top, left = int(rng.integers(0, whole.shape[0] - height + 1)), int(rng.integers(0, whole.shape[1] - width + 1))
-    return np.ascontiguousarray(whole[top : top + height, left : left + width])
-
-
-def _reduced(linear: F32, factor: int) -> F32:
-    """Mean of factor x factor blocks, added in a fixed order so that every machine rounds alike."""
-    height, width = linear.shape[0] // factor * factor, linear.shape[1] // factor * factor
-    total = np.zeros((height // factor, width // factor, 3), np.float32)
-    for y in range(factor):
-        for x in range(factor):
-            total += linear[y:height:factor, x:width:factor]
-    return np.asarray(total / np.float32(factor * factor), np.float32)
-
-
-def _exposed(picture: F32, clipped: float) -> F32:
-    """Scaled so that the share `clipped` of the pixels has a channel above 1, the reference's white."""
-    white = float(np.quantile(picture.max(axis=-1), 1 - clipped, method="lower"))
-    return np.ascontiguousarray(picture / np.float32(max(white, 1e-6)), np.float32)

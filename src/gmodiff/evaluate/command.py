@@ -21,7 +21,8 @@ SOME_FAILED = 1
 @click.option("-m", "--method", "methods", multiple=True, metavar="NAME",
               help="What to measure; may be repeated. Default: every method (see --list-methods). saved:FOLDER reads outputs "
                    "FOLDER/SCENE.exr (.hdr .npy .tif) in which 1.0 is the white of the short frame; "
-                   "saved:FOLDER@reference: of the reference; saved:FOLDER@fit: unknown. OURS=saved:FOLDER calls it OURS.")  # fmt: skip
+                   "saved:FOLDER@reference: of the reference; saved:FOLDER@fit: unknown. model:CARD.json runs a network "
+                   "(model:CARD.json@auto: with the response fitted). OURS=saved:FOLDER calls it OURS.")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False), default=Path("results"), show_default=True,
               metavar="FOLDER", help="Rows, tables, plots and pictures go here.")  # fmt: skip
 @click.option("--data", type=click.Path(path_type=Path), metavar="FOLDER", help="Where the pictures of a set file are.")
@@ -142,6 +143,7 @@ def _list_methods(context: click.Context) -> None:
     for m in METHODS.values():
         click.echo(f"{m.name:15} {m.about}{' (one factor fitted)' if m.fitted else ''}")
     click.echo(f"{'saved:FOLDER':15} outputs from files, FOLDER/SCENE.exr (.hdr .npy .tif)")
+    click.echo(f"{'model:CARD':15} a network by the path of its card (.json)")
     context.exit()
 
 

@@ -1,15 +1,16 @@
 """Who is compared: ways from a scene's bracket to radiance, ours and OpenCV's, and other people's results from files.
 
-A method sees `Scene.bracket`, never its truth; the oracle alone does. OpenCV's methods take frames shifted by its own AlignMTB, as its
-users have them. Methods that know the response are scored as they are. The others know radiance only up to one factor, which
-`metrics.fitted_scale` gives them (rows keep the factor, and PSNR without it).
+A method sees a scene's bracket, never its truth (`run` takes it away first); the oracle alone does. OpenCV's methods take frames shifted
+by its own AlignMTB, as its users have them. Methods that know the response are scored as they are. The others know radiance only up to
+one factor, which `metrics.fitted_scale` gives them (rows keep the factor, and PSNR without it).
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from gmodiff.evaluate.oracle import oracle
 from gmodiff.image import Bracket
 from gmodiff.pipeline import reconstruct_radiance
 from gmodiff.radiometry import F32, srgb_decode
+from gmodiff.runtime import DEFAULT_MODEL, Model, load_card, load_model
 
 U8 = NDArray[np.uint8]
 
@@ -35,6 +37,7 @@ class Method:
 
     fitted: it cannot know the scale of its radiance, so one factor is fitted before scoring.
     timed: its time and memory are its own; those of reading somebody's file are not.
+    sees_truth: it is given the scene whole.   prepare: what happens once and is not timed, such as loading weights.
     state: name of a scene to a text that changes with what the method's result rests on beyond the scene and this project's code.
     """
 
@@ -43,20 +46,32 @@ class Method:
     run: Callable[[Scene], F32]
     fitted: bool = False
     timed: bool = True
+    sees_truth: bool = False
+    prepare: Callable[[], object] = lambda: None
     state: Callable[[str], str] = lambda scene: ""
 
 
 def method(name: str) -> Method:
-    """A method by name: one of METHODS, saved:FOLDER, or SHOWN=saved:FOLDER, which tables then call SHOWN.
+    """A method by name: one of METHODS, saved:FOLDER, model:CARD or model:CARD@auto (a network by the path of its card; auto: the
+    response fitted), or SHOWN=saved:FOLDER and SHOWN=model:CARD, which tables then call SHOWN.
 
-    Raises InputError for other names, and for a folder that is not there.
+    Raises InputError for other names, and for a folder or card that is not there.
     """
     if name in METHODS:
         return METHODS[name]
+    shown, found, card = name.partition("model:")
+    if found and card and (not shown or _is_label(shown)):
+        path, _, auto = card.partition("@")
+        if auto in ("", "auto"):
+            return _learned(shown.removesuffix("=") or name, path, bool(auto), f"the network of {path}")
     shown, found, _ = name.partition("saved:")
-    if found and (not shown or (shown.endswith("=") and shown[:-1].strip() and shown[:-1] not in METHODS)):
+    if found and (not shown or _is_label(shown)):
         return _saved(name)
-    raise InputError(f"method {name!r}: expected {', '.join(METHODS)}, saved:FOLDER or NAME=saved:FOLDER")
+    raise InputError(f"method {name!r}: expected {', '.join(METHODS)}, saved:FOLDER, model:CARD, or NAME= before either")
+
+
+def _is_label(shown: str) -> bool:
+    return shown.endswith("=") and bool(shown[:-1].strip()) and shown[:-1] not in METHODS
 
 
 # ---- this project, and the reference alone --------------------------------------------------------------------------------
@@ -72,7 +87,11 @@ def _classical(scene: Scene) -> F32:
 
 
 def _classical_auto(scene: Scene) -> F32:
-    bracket = scene.bracket
+    return reconstruct_radiance(_as_fitted(scene.bracket)).radiance
+
+
+def _as_fitted(bracket: Bracket) -> Bracket:
+    """The bracket as a user has it: exposures from EXIF, response and small corrections of the exposures from the pixels."""
     exposures, response, calibration = calibrate(
         bracket.frames,
         reference=bracket.reference,
@@ -82,7 +101,24 @@ def _classical_auto(scene: Scene) -> F32:
         transfer=bracket.colour.transfer,
     )
     frames = tuple(replace(f, exposure=e) for f, e in zip(bracket.frames, exposures, strict=True))
-    return reconstruct_radiance(Bracket(frames, bracket.reference, response, bracket.colour, calibration)).radiance
+    return Bracket(frames, bracket.reference, response, bracket.colour, calibration)
+
+
+@lru_cache(maxsize=2)
+def _model(card: str) -> Model:
+    return load_model(card)
+
+
+def _learned(name: str, card: str, auto: bool, about: str) -> Method:
+    def run(scene: Scene) -> F32:
+        return reconstruct_radiance(_as_fitted(scene.bracket) if auto else scene.bracket, _model(card)).radiance
+
+    return Method(name, about, run, auto, prepare=partial(_model, card), state=lambda scene: _weights_of(card))
+
+
+@lru_cache(maxsize=8)
+def _weights_of(card: str) -> str:
+    return fingerprint(json.dumps(dict(load_card(card).sha256), sort_keys=True))
 
 
 # ---- OpenCV ---------------------------------------------------------------------------------------------------------------
@@ -150,7 +186,9 @@ METHODS = {
         Method("mertens", "OpenCV MergeMertens, its picture decoded as sRGB (exposure fusion has no radiance)", _mertens, True),
         Method("classical", "this project without a network, told the response (or what the scene's photos all together give)", _classical),
         Method("classical-auto", "this project without a network, as used: the response fitted from the bracket", _classical_auto, True),
-        Method("oracle", "the best weighted mean of motionless frames, knowing the truth: the ceiling", oracle),
+        _learned("compact", DEFAULT_MODEL, False, "this project's compact network, told the response as classical is"),
+        _learned("compact-auto", DEFAULT_MODEL, True, "this project's compact network, as used: the response fitted from the bracket"),
+        Method("oracle", "the best weighted mean of motionless frames, knowing the truth: the ceiling", oracle, sees_truth=True),
     )
 }
 """Methods by name, in the order in which tables show them."""

@@ -24,7 +24,10 @@ from gmodiff.radiometry import F32
 from gmodiff.tiling import threads
 
 DISPLAY = "standard_hdr_linear"
-"""ColorVideoVDP's name of the display: 30 inches, 4K, peak 1500 cd/m2, 10 lux, seen from two picture heights (75.4 pixels a degree)."""
+"""ColorVideoVDP's name of the display: 30 inches, 4K, 10 lux, seen from two picture heights (75.4 pixels a degree)."""
+PEAK_NITS = 10000.0
+"""Its peak is raised from 1500 cd/m2: a short frame's white may be at 3248 (16 times the reference's), and what a display cuts off
+nobody would see."""
 
 NO_REFERENCE = ("musiq", "maniqa", "clipiqa")
 NAMES = ("jod", "lpips", "dists", *NO_REFERENCE)
@@ -64,9 +67,21 @@ class JOD:
         except ImportError:
             raise MissingDependencyError('JOD needs ColorVideoVDP: pip install "gmodiff[evaluate]"') from None
         with _quiet():
-            self._metric = pycvvdp.cvvdp(display_name=display, heatmap="raw", quiet=True, device=torch.device("cpu"))
+            known = pycvvdp.vvdp_display_photometry.load(display, [])
+            photometry = pycvvdp.vvdp_display_photo_eotf(
+                PEAK_NITS,
+                known.contrast * PEAK_NITS / known.Y_peak,  # its black stays where it was
+                "BT.709-linear",
+                E_ambient=known.E_ambient,
+                name=f"{display} with its peak raised to {PEAK_NITS:g} cd/m2",
+            )
+            self._metric = pycvvdp.cvvdp(
+                display_name=display, display_photometry=photometry, heatmap="raw", quiet=True, device=torch.device("cpu")
+            )
         self._torch = torch
-        version = str(self._metric.get_info_string()).replace('"', "")
+        version = (
+            str(self._metric.get_info_string()).replace('"', "").replace("(custom-display: unspecified)", f"({display}, its peak raised)")
+        )
         self.settings = f"{version}; BT.709, cut to the short frame's white; 1.0 = the scale of pu21; in masks: mean of its map"
 
     def __call__(self, estimate: F32, truth: F32, masks: Mapping[str, Mask], white_nits: float) -> dict[str, float | None]:

@@ -268,7 +268,9 @@ def run_job(job: Job) -> Iterator[Row]:
 
 def _measured(how: Method, scene: Scene, scorer: Scorer | None, extra: Sequence[ExtraMetric]) -> tuple[dict[str, Any], F32]:
     """What the row says of a method, and its radiance as it was scored."""
-    estimate, seconds, peak = measured(lambda: _checked(how, scene))
+    how.prepare()
+    seen = scene if how.sees_truth else scene.blind()
+    estimate, seconds, peak = measured(lambda: _checked(how, seen))
     values, scale = _scored(estimate, scene, scorer, how, extra)
     settings = scorer.settings if scorer is not None else {}
     settings |= {m.name: "not measured: there is no truth" if scorer is None and m.needs_truth else m.settings for m in extra}

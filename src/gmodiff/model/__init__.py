@@ -1,0 +1,1 @@
+"""Networks, in torch. Nothing here is imported before somebody trains, exports, or asks for torch by name."""

@@ -1,0 +1,266 @@
+"""The compact degradation-aware regressor: from aligned frames to the gain of the reference frame, and where that is doubtful.
+
+Stages 1 and 2 of the paper (section 3.3) in another shape. The network does not paint the gain map: it says, per pixel and channel,
+how much each aligned frame counts beside the classical merge, and adds a bounded residual. Untrained it is the classical merge.
+
+    G  = mu_gain(merged) + sum_i w_i (mu_gain(frame_i) - mu_gain(merged)) + residual,      0 <= G <= GAIN_LIMIT
+
+Everything it sees is radiance and the square root of linear light, both through the camera response in use, so that a new camera is
+not a new domain. Radiance in the gain is relative to the white of the shortest frame, as published; but where the published network
+ends in a sigmoid, which caps radiance at that white, ours goes to GAIN_LIMIT: over a clipped reference that is 3.3 stops more.
+
+Frames share their weights and are joined by means and maxima, so that one set of weights takes 2 to MAX_FRAMES frames. There is no
+pooling over the picture: what a pixel becomes depends on its surroundings alone, and tiles agree with the whole.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from gmodiff.gainmap import MU_GAIN, OFFSET
+
+GAIN_LIMIT = 1.5
+"""Largest network gain: (1 + 1/64) * (101**1.5 - 1) / 100 = 10.3 times the short frame's white over a clipped reference."""
+RESIDUAL_LIMIT = 0.5
+"""Largest residual, in network gain: the rest must come from the frames."""
+MAX_FRAMES = 9
+"""Frames in one bracket that training has seen; more are thinned out before the network."""
+STRIDE = 32
+"""Sides of the network's input are multiples of this."""
+
+HALO_PX = 96
+"""How far around a pixel the network sees, as far as it matters (tests/test_estimate.py); a multiple of STRIDE."""
+
+_CLIPPED_PRIOR, _MERGED_PRIOR = 8.0, 2.0
+"""Logits by which a clipped or uncovered sample starts behind, and the classical merge ahead."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of the network. widths: channels at 1/2, 1/4, 1/8 and 1/16 of the side; blocks: of encoder, middle, decoder."""
+
+    fold: int = 4
+    widths: tuple[int, int, int, int] = (32, 64, 128, 192)
+    encoder: tuple[int, int, int] = (1, 2, 2)
+    middle: int = 3
+    decoder: tuple[int, int, int] = (1, 2, 2)
+    polish: int = 12
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a weights file's header."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> Shape:
+        """The inverse of `as_dict`."""
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return Shape(**plain)
+
+
+class ChannelNorm(nn.Module):
+    """Layer norm over channels at each pixel, written as mean and variance: inference engines fuse that, and it needs no transposing."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1, width, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(1, width, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to the same shape."""
+        if not torch.onnx.is_in_onnx_export():
+            # The same numbers from one kernel: several times faster where pixels lie channels last.
+            shape = (x.shape[1],)
+            last = functional.layer_norm(x.permute(0, 2, 3, 1), shape, self.weight.flatten(), self.bias.flatten(), 1e-6)
+            return last.permute(0, 3, 1, 2)
+        centred = x - x.mean(1, keepdim=True)
+        variance = (centred * centred).mean(1, keepdim=True)
+        return centred * torch.rsqrt(variance + 1e-6) * self.weight + self.bias
+
+
+class Block(nn.Module):
+    """A block of NAFNet (Chen et al. 2022, "Simple Baselines for Image Restoration", figure 2c) without its channel attention.
+
+    That attention averages over the picture, and tiles would disagree with the whole.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = ChannelNorm(width), ChannelNorm(width)
+        self.spread = nn.Conv2d(width, 2 * width, 1)
+        self.around = nn.Conv2d(2 * width, 2 * width, 3, padding=1, groups=2 * width)
+        self.gather = nn.Conv2d(width, width, 1)
+        self.mix = nn.Conv2d(width, 2 * width, 1)
+        self.unmix = nn.Conv2d(width, width, 1)
+        self.scale1 = nn.Parameter(torch.full((1, width, 1, 1), 0.1))
+        self.scale2 = nn.Parameter(torch.full((1, width, 1, 1), 0.1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to the same shape."""
+        x = x + self.scale1 * self.gather(_gate(self.around(self.spread(self.norm1(x)))))
+        mixed: Tensor = self.unmix(_gate(self.mix(self.norm2(x))))
+        return x + self.scale2 * mixed
+
+
+def _gate(x: Tensor) -> Tensor:
+    a, b = x.chunk(2, dim=1)
+    return a * b
+
+
+class Exposures(nn.Module):
+    """A few numbers about exposures to a bias per channel."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(3, 32), nn.ReLU(), nn.Linear(32, width))
+
+    def forward(self, stops: Tensor, shortest: Tensor, longest: Tensor) -> Tensor:
+        """(N,) stops of the frame, the shortest and the longest from the reference, to (N, C, 1, 1)."""
+        bias: Tensor = self.layers(torch.stack([stops, shortest, longest], dim=1) / 4)
+        return bias[..., None, None]
+
+
+def mu_gain(radiance: Tensor, encoded: Tensor) -> Tensor:
+    """`gainmap.mu_gain` on tensors."""
+    return torch.log1p(MU_GAIN * radiance / (encoded + OFFSET)) / math.log1p(MU_GAIN)
+
+
+def radiance_from_mu_gain(gain: Tensor, encoded: Tensor) -> Tensor:
+    """`gainmap.radiance_from_mu_gain` on tensors."""
+    return (encoded + OFFSET) * torch.expm1(gain * math.log1p(MU_GAIN)) / MU_GAIN
+
+
+class Estimate(NamedTuple):
+    """change: (B, 3, H, W), what to add to the network gain of the merge.   residual: the part of it that no frame accounts for.
+    degradation: (B, 1, H, W) logits of the degradation mask; None where not asked for.
+    """
+
+    change: Tensor
+    residual: Tensor
+    degradation: Tensor | None
+
+
+class Regressor(nn.Module):
+    """The estimate and, once its head is trained, the degradation mask."""
+
+    def __init__(self, shape: Shape | None = None) -> None:
+        super().__init__()
+        self.shape = shape = Shape() if shape is None else shape
+        width, cell = shape.widths[0], shape.fold**2
+        self.reference_in = nn.Conv2d(9 * cell, width, 3, padding=1)
+        self.support_in = nn.Conv2d(7 * cell, width, 1)
+        self.reference_exposure, self.support_exposure = Exposures(width), Exposures(width)
+        self.support_block = Block(width)
+        self.attention = nn.Sequential(
+            nn.Conv2d(2 * width, width, 1), nn.LeakyReLU(0.1), nn.Conv2d(width, width, 3, padding=1), nn.Sigmoid()
+        )
+        self.join = nn.Conv2d(3 * width, width, 1)
+        self.encoders, self.downs = nn.ModuleList(), nn.ModuleList()
+        self.ups, self.decoders = nn.ModuleList(), nn.ModuleList()
+        for level in range(3):
+            here, below = shape.widths[level], shape.widths[level + 1]
+            self.encoders.append(nn.Sequential(*(Block(here) for _ in range(shape.encoder[level]))))
+            self.downs.append(nn.Conv2d(here, below, 2, stride=2))
+            self.ups.insert(0, nn.Sequential(_shuffled(nn.Conv2d(below, here * 4, 1, bias=False), 4), nn.PixelShuffle(2)))
+            self.decoders.append(nn.Sequential(*(Block(shape.widths[2 - level]) for _ in range(shape.decoder[level]))))
+        self.middle = nn.Sequential(*(Block(shape.widths[3]) for _ in range(shape.middle)))
+        self.from_trunk, self.from_reference, self.from_support = (nn.Conv2d(width, width, 1) for _ in range(3))
+        self.weigh_frame = _shuffled(nn.Conv2d(width, 3 * cell, 1), cell, zero=True)
+        self.weigh_merged, self.residual = (_shuffled(nn.Conv2d(width, 3 * cell, 3, padding=1), cell, zero=True) for _ in range(2))
+        # At full size and blind to where a pixel lies in its 2x2 cell: it undoes what the pixel shuffle would leave of a grid.
+        self.polish = nn.Sequential(nn.Conv2d(12, shape.polish, 3, padding=1), nn.LeakyReLU(0.1), nn.Conv2d(shape.polish, 3, 3, padding=1))
+        for parameter in self.polish[2].parameters():
+            nn.init.zeros_(parameter)
+        self.mask_in = nn.ModuleList(nn.Conv2d(w, 8, 1) for w in shape.widths)
+        self.mask_head = nn.Sequential(nn.Conv2d(32, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU())
+        self.mask_out = nn.Conv2d(16, 1, 1)
+
+    def estimate_parameters(self) -> list[nn.Parameter]:
+        """What stage 1 trains."""
+        return [p for n, p in self.named_parameters() if not n.startswith("mask_")]
+
+    def mask_parameters(self) -> list[nn.Parameter]:
+        """What stage 2 trains."""
+        return [p for n, p in self.named_parameters() if n.startswith("mask_")]
+
+    def forward(
+        self, linear: Tensor, stops: Tensor, coverage: Tensor, merged: Tensor, encoded: Tensor, *, with_mask: bool = False
+    ) -> Estimate:
+        """What to add to the gain of the merge, and where that is doubtful.
+
+        linear: (B, n, 3, H, W), 0..1, aligned frames through the inverse response, the reference first.   stops: (B, n) log2 exposure
+        relative to the reference.   coverage: (B, n, 1, H, W), 0..1.   merged: (B, 3, H, W) radiance of the classical merge, 1.0 = the
+        reference's white.   encoded: (B, 3, H, W), 0..1, the reference as stored.   H and W are multiples of STRIDE.
+        """
+        batch, count, _, height, width = linear.shape
+        supports, fold = count - 1, self.shape.fold
+        shortest, longest = stops.min(dim=1).values, stops.max(dim=1).values
+        white = torch.exp2(shortest)[:, None, None, None]
+        gain = mu_gain(merged * white, encoded)
+        radiance = linear * torch.exp2(shortest[:, None] - stops)[:, :, None, None, None]
+        apart = mu_gain(radiance, encoded[:, None]) - gain[:, None]
+        code = torch.sqrt(linear)
+
+        reference = self.reference_in(functional.pixel_unshuffle(torch.cat([code[:, 0], apart[:, 0], gain], dim=1), fold))
+        reference = reference + self.reference_exposure(stops[:, 0], shortest, longest)
+        others = torch.cat([code[:, 1:], apart[:, 1:], coverage[:, 1:]], dim=2).reshape(batch * supports, 7, height, width)
+        support = self.support_in(functional.pixel_unshuffle(others, fold))
+        spread = [s[:, None].expand(batch, supports).reshape(-1) for s in (shortest, longest)]
+        support = self.support_block(support + self.support_exposure(stops[:, 1:].reshape(-1), *spread))
+        beside = reference[:, None].expand(batch, supports, *reference.shape[1:]).reshape(support.shape)
+        attended = (support * self.attention(torch.cat([beside, support], dim=1))).reshape(batch, supports, *reference.shape[1:])
+        trunk = self.join(torch.cat([reference, attended.mean(dim=1), attended.amax(dim=1)], dim=1))
+
+        seen = []
+        for blocks, down in zip(self.encoders, self.downs, strict=True):
+            trunk = blocks(trunk)
+            seen.append(trunk)
+            trunk = down(trunk)
+        trunk = self.middle(trunk)
+        seen.append(trunk)
+        for level, (up, blocks) in enumerate(zip(self.ups, self.decoders, strict=True)):
+            trunk = blocks(up(trunk) + seen[2 - level])
+
+        trunk = self.from_trunk(trunk)
+        weigh = [self.weigh_frame(functional.leaky_relu(trunk + self.from_reference(reference), 0.1))]
+        support = self.from_support(support).reshape(batch, supports, *reference.shape[1:])
+        hidden = functional.leaky_relu(trunk[:, None] + support, 0.1).reshape(batch * supports, *reference.shape[1:])
+        logits = torch.cat([weigh[0][:, None], self.weigh_frame(hidden).reshape(batch, supports, *weigh[0].shape[1:])], dim=1)
+        logits = (
+            functional.pixel_shuffle(logits, fold) - _CLIPPED_PRIOR * ((code - 0.92) / 0.06).clamp(0, 1) - _CLIPPED_PRIOR * (1 - coverage)
+        )
+        lead = functional.pixel_shuffle(self.weigh_merged(functional.leaky_relu(trunk, 0.1)), fold) + _MERGED_PRIOR
+        shares = torch.softmax(torch.cat([logits, lead[:, None]], dim=1), dim=1)[:, :-1]
+        change = (shares * apart).sum(dim=1)
+        residual = functional.pixel_shuffle(self.residual(functional.leaky_relu(trunk, 0.1)), fold)
+        residual = residual + self.polish(torch.cat([change + residual, apart[:, 0], gain, code[:, 0]], dim=1))
+        residual = RESIDUAL_LIMIT * torch.tanh(residual)
+        return Estimate(change + residual, residual, self._mask(seen) if with_mask else None)
+
+    def _mask(self, seen: list[Tensor]) -> Tensor:
+        size = [self.shape.fold * s for s in seen[0].shape[-2:]]
+        parts = [functional.interpolate(conv(s), seen[0].shape[-2:], mode="bilinear") for conv, s in zip(self.mask_in, seen, strict=True)]
+        return functional.interpolate(self.mask_out(self.mask_head(torch.cat(parts, dim=1))), size, mode="bilinear")
+
+
+def full_gain(change: Tensor, merged: Tensor, stops: Tensor, encoded: Tensor) -> Tensor:
+    """The network gain (B, 3, H, W), 0..GAIN_LIMIT, from what the network adds to that of the merge."""
+    white = torch.exp2(stops.min(dim=1).values)[:, None, None, None]
+    return (mu_gain(merged * white, encoded) + change).clamp(0, GAIN_LIMIT)
+
+
+def _shuffled(conv: nn.Conv2d, cell: int, *, zero: bool = False) -> nn.Conv2d:
+    """Start a convolution in front of a pixel shuffle with the same weights for the pixels of a cell: no grid to begin with."""
+    with torch.no_grad():
+        if zero:
+            conv.weight.zero_()
+        else:
+            conv.weight.copy_(conv.weight[::cell].repeat_interleave(cell, dim=0))
+        if conv.bias is not None:
+            conv.bias.zero_()
+    return conv

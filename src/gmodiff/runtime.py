@@ -1,0 +1,297 @@
+"""Run a trained network where the user is: OpenVINO on the processor, ONNX Runtime where there is no OpenVINO, torch when asked.
+
+A model is a card (what it is, what made it, the hash of its weights) and a function from named arrays to named arrays; the pipeline
+never knows what runs behind it. Nothing here is imported, and no engine is loaded, before somebody asks for a model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gmodiff.errors import FileFormatError, InputError, MissingDependencyError
+from gmodiff.radiometry import F32
+from gmodiff.tiling import threads
+
+RUNTIMES = ("auto", "openvino", "onnxruntime", "torch")
+DEFAULT_MODEL = "compact"
+CARD_SUFFIX = ".json"
+CARD_FORMAT = "gmodiff-card-1"
+WEIGHTS_FOLDER = "weights"
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a model is.
+
+    name, about: for people.   sha256: file name to the hash of its content.   max_frames: most frames of a bracket that it takes.
+    stride: sides of its input are multiples of it.   halo_px: how far around a pixel it has to see.
+    facts: everything else the file says: data, licences, hours, hardware, scores, recipe.
+    """
+
+    name: str
+    about: str
+    sha256: Mapping[str, str]
+    max_frames: int
+    stride: int
+    halo_px: int
+    gain_limit: float
+    facts: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @staticmethod
+    def read(path: Path) -> Card:
+        """Raises FileFormatError where the file is not a card of ours."""
+        try:
+            stored = json.loads(path.read_text())
+            if stored.pop("format") != CARD_FORMAT:
+                raise ValueError("another format")
+            known = {k: stored.pop(k) for k in ("name", "about", "sha256", "max_frames", "stride", "halo_px", "gain_limit")}
+            card = Card(**known, facts=stored)
+            if not (isinstance(card.sha256, dict) and min(card.max_frames, card.stride, card.halo_px) > 0):
+                raise ValueError("values out of range")
+            return card
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise FileFormatError(f"{path}: not a model card of this program ({type(error).__name__}: {error})") from None
+
+
+class Model(Protocol):
+    """A network, ready to run."""
+
+    @property
+    def card(self) -> Card:
+        """What it is."""
+        ...
+
+    @property
+    def runtime(self) -> str:
+        """What runs it, in words."""
+        ...
+
+    def __call__(self, inputs: Arrays) -> dict[str, F32]:
+        """Arrays by name; see `model.export` for the compact model's."""
+        ...
+
+
+def shipped_models() -> list[str]:
+    """Names of the models in this package."""
+    folder = _shipped_folder()
+    return sorted(p.stem for p in folder.glob(f"*{CARD_SUFFIX}")) if folder.is_dir() else []
+
+
+def model_cards() -> list[Card]:
+    """Cards of the models in this package."""
+    return [Card.read(_shipped_folder() / f"{name}{CARD_SUFFIX}") for name in shipped_models()]
+
+
+def load_card(name: str) -> Card:
+    """The card of a model, by name or path, as `load_model`."""
+    return Card.read(_card_path(name))
+
+
+def load_model(name: str = DEFAULT_MODEL, *, runtime: str = "auto", device: str = "auto", exact: bool = False) -> Model:
+    """A model by name, or by the path of its card (.json) with the weights beside it.
+
+    runtime: one of RUNTIMES; auto takes OpenVINO, else ONNX Runtime, else torch, whichever is installed.   device: "auto" or what the
+    runtime calls one ("cpu", "cuda", "GPU").   exact: float32 throughout; otherwise OpenVINO computes convolutions in bfloat16 where the
+    processor can. Raises InputError for an unknown name or runtime, FileFormatError where weights are not those of the card,
+    MissingDependencyError where the runtime is not installed.
+    """
+    if runtime not in RUNTIMES:
+        raise InputError(f"runtime {runtime!r}: expected {', '.join(RUNTIMES)}")
+    path = _card_path(name)
+    card = Card.read(path)
+    chosen = _installed_runtime() if runtime == "auto" else runtime
+    suffix = ".safetensors" if chosen == "torch" else ".onnx"
+    weights = path.with_suffix(suffix)
+    _check_weights(weights, card)
+    engines: dict[str, Callable[[Card, Path, str, bool], Model]] = {
+        "openvino": _OpenVINO,
+        "onnxruntime": _OnnxRuntime,
+        "torch": _Torch,
+    }
+    return engines[chosen](card, weights, device, exact)
+
+
+def _card_path(name: str) -> Path:
+    if name in shipped_models():
+        return _shipped_folder() / f"{name}{CARD_SUFFIX}"
+    path = Path(name)
+    if path.suffix in (".onnx", ".safetensors"):
+        path = path.with_suffix(CARD_SUFFIX)
+    if path.suffix == CARD_SUFFIX and path.is_file():
+        return path
+    known = ", ".join(shipped_models()) or "none in this package"
+    raise InputError(f"model {name!r}: expected {known}, or the card (.json) of a model with its weights beside it")
+
+
+def _shipped_folder() -> Path:
+    return Path(str(files("gmodiff"))) / WEIGHTS_FOLDER
+
+
+def _check_weights(path: Path, card: Card) -> None:
+    wanted = card.sha256.get(path.name)
+    if wanted is None:
+        raise InputError(f"model {card.name}: its card names no {path.suffix} file, which this runtime needs")
+    try:
+        with path.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); the weights of model {card.name} belong there") from None
+    if found != wanted:
+        raise FileFormatError(
+            f"{path}: not the weights that the card of model {card.name} names (sha256 {found[:12]}, expected {wanted[:12]}): "
+            "install or copy it again"
+        )
+
+
+def _installed_runtime() -> str:
+    for name in ("openvino", "onnxruntime", "torch"):
+        if find_spec(name) is not None:
+            return name
+    raise MissingDependencyError("no runtime for models is installed: pip install openvino (or onnxruntime, or torch), or use --model none")
+
+
+def _missing(package: str, extra: str) -> MissingDependencyError:
+    return MissingDependencyError(f"runtime {package} is not installed: pip install {extra}, or leave --runtime out")
+
+
+# ---- engines --------------------------------------------------------------------------------------------------------------
+
+
+class _OpenVINO:
+    """OpenVINO; one compiled program per shape of input, since fixed shapes run faster and in less memory."""
+
+    def __init__(self, card: Card, weights: Path, device: str, exact: bool) -> None:
+        try:
+            import openvino
+        except ImportError:
+            raise _missing("openvino", "openvino") from None
+        self.card = card
+        self._device = "CPU" if device == "auto" else device.upper()
+        self._core = openvino.Core()
+        if self._device.split(".")[0] not in self._core.available_devices:
+            raise InputError(f"device {device!r}: this OpenVINO has {', '.join(self._core.available_devices)}")
+        try:
+            self._model = self._core.read_model(str(weights))
+        except RuntimeError as error:
+            raise _not_loadable(weights, "OpenVINO", error) from None
+        self._settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"} if exact else {}
+        self._settings |= {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads()} if self._device == "CPU" else {}
+        self._compiled: dict[tuple[Any, ...], Any] = {}
+
+    @property
+    def runtime(self) -> str:
+        """See `Model`."""
+        precision = "float32" if "INFERENCE_PRECISION_HINT" in self._settings else "bfloat16 where the processor has it"
+        return f"OpenVINO on {self._device}, {precision}"
+
+    def __call__(self, inputs: Arrays) -> dict[str, F32]:
+        """See `Model`."""
+        key = tuple((k, v.shape) for k, v in inputs.items())
+        if key not in self._compiled:
+            fixed = self._model.clone()
+            fixed.reshape({k: list(v.shape) for k, v in inputs.items()})
+            try:
+                self._compiled[key] = self._core.compile_model(fixed, self._device, self._settings).create_infer_request()
+            except RuntimeError as error:
+                raise InputError(f"OpenVINO cannot run model {self.card.name} on {self._device} ({_first_line(error)})") from None
+        request = self._compiled[key]
+        request.infer(dict(inputs), share_inputs=True)
+        return {output.get_any_name(): np.array(request.get_tensor(output).data, np.float32) for output in request.model_outputs}
+
+
+class _OnnxRuntime:
+    """ONNX Runtime with the best provider that is there."""
+
+    PROVIDERS = ("CUDAExecutionProvider", "CoreMLExecutionProvider", "DmlExecutionProvider", "CPUExecutionProvider")
+
+    def __init__(self, card: Card, weights: Path, device: str, exact: bool) -> None:
+        try:
+            import onnxruntime
+        except ImportError:
+            raise _missing("onnxruntime", "onnxruntime") from None
+        self.card = card
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads()
+        options.log_severity_level = 4
+        there = onnxruntime.get_available_providers()
+        wanted = [p for p in self.PROVIDERS if p in there] if device == "auto" else [f"{device}ExecutionProvider", "CPUExecutionProvider"]
+        if device == "cpu":
+            wanted = ["CPUExecutionProvider"]
+        unknown = [p for p in wanted if p not in there]
+        if unknown:
+            raise InputError(f"device {device!r}: this ONNX Runtime has {', '.join(p.removesuffix('ExecutionProvider') for p in there)}")
+        try:
+            self._session = onnxruntime.InferenceSession(str(weights), options, providers=wanted)
+        except Exception as error:
+            raise _not_loadable(weights, "ONNX Runtime", error) from None
+        self._names = [o.name for o in self._session.get_outputs()]
+
+    @property
+    def runtime(self) -> str:
+        """See `Model`."""
+        return f"ONNX Runtime on {self._session.get_providers()[0].removesuffix('ExecutionProvider')}, float32"
+
+    def __call__(self, inputs: Arrays) -> dict[str, F32]:
+        """See `Model`."""
+        return dict(zip(self._names, self._session.run(None, dict(inputs)), strict=True))
+
+
+class _Torch:
+    """Torch, for machines with a GPU that has it already."""
+
+    def __init__(self, card: Card, weights: Path, device: str, exact: bool) -> None:
+        try:
+            import torch
+
+            from gmodiff.model.weights import read_weights
+        except ImportError:
+            raise _missing("torch", '"gmodiff[torch]"') from None
+        self.card = card
+        gpu = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        try:
+            self._device = torch.device(gpu if device == "auto" else device)
+            self._network = read_weights(weights)[0].to(self._device)
+        except (RuntimeError, AssertionError) as error:
+            raise InputError(f"device {device!r}: torch cannot use it ({_first_line(error)})") from None
+        self._autocast = self._device.type == "cuda" and not exact
+
+    @property
+    def runtime(self) -> str:
+        """See `Model`."""
+        return f"torch on {self._device}, {'bfloat16' if self._autocast else 'float32'}"
+
+    def __call__(self, inputs: Arrays) -> dict[str, F32]:
+        """See `Model`."""
+        import torch
+
+        given = {k: torch.from_numpy(np.ascontiguousarray(v)).to(self._device) for k, v in inputs.items()}
+        frames = {k: given[k][None] for k in ("linear", "stops", "coverage")}
+        with torch.no_grad(), torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
+            estimate = self._network(**frames, merged=given["merged"], encoded=given["encoded"], with_mask=True)
+        found = {
+            "change": estimate.change,
+            "residual": estimate.residual.abs().amax(dim=1, keepdim=True),
+            "degradation": torch.sigmoid(estimate.degradation),
+        }
+        return {k: v.float().cpu().numpy() for k, v in found.items()}
+
+
+def _not_loadable(path: Path, engine: str, error: Exception) -> FileFormatError:
+    return FileFormatError(f"{path}: {engine} cannot load it ({_first_line(error)}): of another program, or of a newer ONNX opset")
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__)[:200]

@@ -1,0 +1,150 @@
+"""The command `gmodiff train`: stages, then the files that ship."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gmodiff.errors import InputError, MissingDependencyError
+
+
+@click.group(short_help="Train the networks, and export what ships.")
+def train() -> None:
+    """Train the compact model: the regressor, then its degradation mask, then export.
+
+    \b
+      gmodiff train regressor --data DATA --out runs/regressor --cache scenes/
+      gmodiff train mask --data DATA --from runs/regressor --out runs/mask --cache scenes/
+      gmodiff train export --from runs/mask -o compact.json
+
+    DATA holds HDR pictures (.hdr, .exr) and photos (.jpg, .png), in it or one folder below; a MANIFEST.csv with the columns file and
+    split keeps pictures out. Run a stage again with the same settings and it goes on where it was killed. Several processes:
+    torchrun --nproc-per-node 2 -m gmodiff train regressor ...
+    """
+
+
+def _stage(stage: str, about: str) -> Callable[..., Any]:
+    def wrap(function: Callable[..., Any]) -> Any:
+        for option in reversed(
+            (
+                click.option("--data", type=click.Path(path_type=Path), required=True, metavar="FOLDER", help="Pictures to train on."),
+                click.option(
+                    "--out", type=click.Path(path_type=Path), required=True, metavar="RUN", help="Checkpoint, log and weights go here."
+                ),
+                click.option(
+                    "--from", "start", type=click.Path(path_type=Path), metavar="RUN", help="Begin with these weights: a run or a file."
+                ),
+                click.option(
+                    "--cache", type=click.Path(path_type=Path), metavar="FOLDER", help="Keep rendered scenes here (about 5 MB each)."
+                ),
+                click.option(
+                    "--curves",
+                    type=click.Path(path_type=Path),
+                    metavar="FILE",
+                    help="Measured responses. Default: responses/curves.json in DATA.",
+                ),
+                click.option("--steps", type=click.IntRange(min=1), help="Steps in all."),
+                click.option("--batch", type=click.IntRange(min=1), help="Crops a step."),
+                click.option("--crop", type=click.IntRange(min=32), help="Side of a crop in pixels, a multiple of 32."),
+                click.option("--scenes", type=click.IntRange(min=1), help="Different simulated brackets."),
+                click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Largest learning rate."),
+                click.option("--save-every", type=click.IntRange(min=1), help="Steps from checkpoint to checkpoint."),
+                click.option("--check-scenes", type=click.IntRange(min=1), help="Scenes never trained on, looked at with each checkpoint."),
+                click.option("--seed", type=click.IntRange(min=0), help="Of scenes, crops and first weights."),
+                click.option("--bf16", is_flag=True, help="Compute in bfloat16 where that is safe."),
+                click.option(
+                    "--workers", type=click.IntRange(min=0), default=1, show_default=True, help="Processes that render and cut crops."
+                ),
+                click.option("--threads", type=click.IntRange(min=1), help="Threads of the network. Default: every core."),
+            )
+        ):
+            function = option(function)
+        return train.command(stage, short_help=about, help=about)(function)
+
+    return wrap
+
+
+@_stage("regressor", "Train the estimate (stage 1).")
+def regressor(**options: Any) -> None:
+    """Stage 1."""
+    _run("regressor", **options)
+
+
+@_stage("mask", "Train the degradation mask on a finished regressor (stage 2).")
+def mask(**options: Any) -> None:
+    """Stage 2."""
+    _run("mask", **options)
+
+
+def _run(
+    stage: str,
+    data: Path,
+    out: Path,
+    start: Path | None,
+    cache: Path | None,
+    curves: Path | None,
+    workers: int,
+    threads: int | None,
+    crop: int | None,
+    bf16: bool,
+    **overrides: Any,
+) -> None:
+    _need_torch()
+    import torch
+
+    from gmodiff.train.loop import WEIGHTS, train
+    from gmodiff.train.recipes import RECIPES
+    from gmodiff.train.scenes import SIZE_PX, SceneStore, find_sources
+
+    if crop is not None and (crop % 32 or crop > SIZE_PX):
+        raise InputError(f"--crop {crop}: expected a multiple of 32, at most {SIZE_PX}")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    given = {k: v for k, v in overrides.items() if v is not None} | ({"crop_px": crop} if crop is not None else {})
+    recipe = replace(RECIPES[stage], bf16=bf16, **given)
+    recipe = replace(recipe, warm_up=min(recipe.warm_up, max(1, recipe.steps // 10)))
+    if start is not None and start.is_dir():
+        start = start / WEIGHTS
+    if start is not None and not start.is_file():
+        raise InputError(f"--from {start}: no weights there; a run that has saved holds {WEIGHTS}")
+    store = SceneStore(find_sources(data, curves), recipe.seed if stage == "regressor" else RECIPES["regressor"].seed, cache)
+    weights = train(recipe, store, out, start=start, workers=workers, say=lambda text: click.echo(text, err=True))
+    if weights is not None:
+        click.echo(weights)
+
+
+def _need_torch() -> None:
+    try:
+        import safetensors  # noqa: F401
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise MissingDependencyError(f'training needs {error.name}: pip install "gmodiff[train]"') from None
+
+
+@train.command(short_help="Write a trained model's ONNX file, weights and card.")
+@click.option("--from", "start", type=click.Path(path_type=Path), required=True, metavar="RUN", help="A run or a weights file.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="NAME.json",
+              help="The card; NAME.onnx and NAME.safetensors go beside it.")  # fmt: skip
+@click.option(
+    "--rows", multiple=True, type=click.Path(path_type=Path), metavar="ROWS.jsonl", help="Evaluation rows whose means the card shows."
+)
+@click.option("--method", "measured_as", default=None, metavar="NAME", help="Method of those rows. Default: the model's name.")
+@click.option("--force", is_flag=True, help="Overwrite.")
+def export(start: Path, output: Path, rows: tuple[Path, ...], measured_as: str | None, force: bool) -> None:
+    """Write NAME.onnx (any runtime), NAME.safetensors (torch), both in half precision, and the card NAME.json."""
+    _need_torch()
+    from gmodiff.train.loop import WEIGHTS
+    from gmodiff.train.shipping import ship
+
+    if output.suffix != ".json":
+        raise InputError(f"-o {output}: give the card a name ending in .json")
+    taken = [p for p in (output, output.with_suffix(".onnx"), output.with_suffix(".safetensors")) if p.exists()]
+    if taken and not force:
+        raise InputError(f"{taken[0]} exists: give --force to overwrite it, or another name")
+    weights = start / WEIGHTS if start.is_dir() else start
+    for path in ship(weights, output, rows=rows, method=measured_as or output.stem):
+        click.echo(f"{path}: {path.stat().st_size / 1e6:.2f} MB")

@@ -1,0 +1,311 @@
+"""The loop: plain steps of AdamW with averaged weights, a checkpoint that any kill leaves whole, a log of JSON lines.
+
+A run goes on exactly where its checkpoint was written: batches follow from their step, nothing else is random. Started by torchrun,
+the processes share every batch between them, and make the same steps as one would.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from gmodiff.errors import InputError
+from gmodiff.model.regressor import Regressor, full_gain, radiance_from_mu_gain
+from gmodiff.model.weights import read_weights, write_weights
+from gmodiff.train.crops import Batch, Batches, check_scene
+from gmodiff.train.losses import average_precision, compress, errs, estimate_loss, mask_loss
+from gmodiff.train.plot import plot_log
+from gmodiff.train.recipes import Recipe
+from gmodiff.train.scenes import SceneStore
+
+CHECKPOINT, LOG, PLOT, WEIGHTS = "checkpoint.pt", "log.jsonl", "log.png", "weights.safetensors"
+LOG_EVERY = 50
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Team:
+    """The processes that train together: torchrun's, or this one alone."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @staticmethod
+    def join() -> Team:
+        """Read what torchrun says; one process uses a GPU if there is one."""
+        world, rank, local = (int(os.environ.get(k, d)) for k, d in (("WORLD_SIZE", "1"), ("RANK", "0"), ("LOCAL_RANK", "0")))
+        gpu = torch.cuda.is_available()
+        device = torch.device("cuda", local) if gpu else torch.device("cpu")
+        if world > 1:
+            torch.distributed.init_process_group("nccl" if gpu else "gloo")
+        return Team(rank, world, device)
+
+    @property
+    def leads(self) -> bool:
+        """The one process that writes files."""
+        return self.rank == 0
+
+    def wrap(self, network: nn.Module) -> nn.Module:
+        """The network whose gradients are shared."""
+        return nn.parallel.DistributedDataParallel(network) if self.world > 1 else network
+
+    def leave(self) -> None:
+        """End the group."""
+        if self.world > 1:
+            torch.distributed.destroy_process_group()
+
+
+def learning_rate(recipe: Recipe, step: int) -> float:
+    """Rises linearly over the warm-up, then falls as a cosine to 1 % of the largest."""
+    if step < recipe.warm_up:
+        return recipe.rate * (step + 1) / recipe.warm_up
+    progress = (step - recipe.warm_up) / max(1, recipe.steps - recipe.warm_up)
+    return recipe.rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
+
+
+def train(
+    recipe: Recipe,
+    store: SceneStore,
+    out: Path,
+    *,
+    start: Path | None = None,
+    workers: int = 1,
+    say: Say = print,
+    stop_after: int | None = None,
+) -> Path | None:
+    """Train a stage to its end, going on from `out`'s checkpoint if there is one.
+
+    Returns the file of averaged weights in the process that wrote it, None in the others of a team.
+
+    start: weights to begin with; the mask stage needs them.   workers: processes that render and cut batches.
+    stop_after: stop at this step as if killed after its checkpoint (for tests).
+    Raises InputError where the checkpoint belongs to other settings, or a stage lacks its start.
+    """
+    team = Team.join()
+    try:
+        return _train(team, recipe, store, out, start, workers, say, stop_after)
+    finally:
+        team.leave()
+
+
+def _train(
+    team: Team, recipe: Recipe, store: SceneStore, out: Path, start: Path | None, workers: int, say: Say, stop_after: int | None
+) -> Path | None:
+    torch.manual_seed(recipe.seed)
+    network = Regressor(recipe.shape)
+    before: dict[str, Any] = {}
+    if start is not None:
+        begun, before = read_weights(start)
+        network.load_state_dict(begun.state_dict())
+    elif recipe.stage == "mask":
+        raise InputError("the mask is trained on a finished regressor: give its run or weights with --from")
+    network.to(team.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    trained = network.mask_parameters() if recipe.stage == "mask" else network.estimate_parameters()
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)
+    for parameter in trained:
+        parameter.requires_grad_(True)
+    optimiser = torch.optim.AdamW(trained, recipe.rate, weight_decay=recipe.weight_decay)
+    averaged = {k: v.detach().clone() for k, v in network.state_dict().items()}
+    first, spent = _resume(out, recipe, network, optimiser, averaged, team.device)
+    if first and team.leads:
+        say(f"going on at step {first} of {recipe.steps}")
+
+    batches = Batches(store, recipe, (team.rank, team.world))
+    steps = range(first, recipe.steps if stop_after is None else min(stop_after, recipe.steps))
+    loader = DataLoader(
+        batches, batch_size=None, sampler=steps, num_workers=workers, prefetch_factor=4 if workers else None, worker_init_fn=_one_thread
+    )
+    log = _Log(out / LOG, first, team.leads)
+    forward = team.wrap(network)
+    began = time.monotonic() - spent
+    for step, batch in zip(steps, loader, strict=True):
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(recipe, step)
+        batch = {k: v.to(team.device, non_blocking=True) for k, v in batch.items()}
+        loss, parts = _loss(recipe, forward, batch, team.device)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(trained, recipe.clip_norm)
+        if torch.isfinite(norm):  # a batch that overflowed teaches nothing
+            optimiser.step()
+        decay = min(recipe.ema, (step + 1) / (step + 10))
+        with torch.no_grad():
+            for name, value in network.state_dict().items():
+                averaged[name].lerp_(value, 1 - decay)
+        done = step + 1
+        log.add(step, {"loss": float(loss.detach()), **{k: float(v.detach()) for k, v in parts.items()}, "norm": float(norm)}, began)
+        if (done % recipe.save_every == 0 or done == steps.stop) and team.leads:
+            checked = check(recipe, store, averaged)
+            log.check(done, checked, time.monotonic() - began)
+            say(f"step {done}/{recipe.steps}: " + ", ".join(f"{k} {v:.4g}" for k, v in checked.items()))
+            _save(out, recipe, network, optimiser, averaged, done, time.monotonic() - began, before)
+            plot_log(out / LOG, out / PLOT)
+    return out / WEIGHTS if team.leads else None
+
+
+def _loss(recipe: Recipe, network: nn.Module, batch: Batch, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
+    inputs = {k: batch[k] for k in ("linear", "stops", "coverage", "merged", "encoded")}
+    mask = recipe.stage == "mask"
+    with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16):
+        estimate = network(**inputs, with_mask=mask)
+    gain = full_gain(estimate.change.float(), batch["merged"], batch["stops"], batch["encoded"])
+    if not mask:
+        return estimate_loss(gain, batch["truth"], batch["encoded"])
+    wrong = errs(gain.detach(), batch["truth"], batch["encoded"])
+    loss = mask_loss(estimate.degradation.float(), wrong)
+    return loss, {"share": wrong.mean()}
+
+
+@torch.no_grad()
+def check(recipe: Recipe, store: SceneStore, averaged: dict[str, Tensor]) -> dict[str, float]:
+    """PSNR-mu of the averaged weights and of the classical merge on the scenes that steer; for the mask, its average precision."""
+    network = Regressor(recipe.shape)
+    network.load_state_dict({k: v.cpu() for k, v in averaged.items()})
+    network.eval()
+    found: dict[str, list[float]] = {}
+    for number in range(recipe.check_scenes):
+        batch = check_scene(store, number)
+        inputs = {k: batch[k] for k in ("linear", "stops", "coverage", "merged", "encoded")}
+        estimate = network(**inputs, with_mask=recipe.stage == "mask")
+        white = 2.0 ** float(batch["stops"].min())
+        gain = full_gain(estimate.change, batch["merged"], batch["stops"], batch["encoded"])
+        wrong = errs(gain, batch["truth"], batch["encoded"])
+        pictures = {"psnr_mu": radiance_from_mu_gain(gain, batch["encoded"]), "merged_psnr_mu": batch["merged"] * white}
+        for name, picture in pictures.items():
+            apart = compress(picture.clamp(max=1)) - compress(batch["truth"].clamp(max=1))
+            found.setdefault(name, []).append(float(-10 * torch.log10((apart**2).mean().clamp_min(1e-10))))
+        if estimate.degradation is not None:
+            found.setdefault("average_precision", []).append(average_precision(estimate.degradation, wrong))
+            found.setdefault("share", []).append(float(wrong.mean()))
+    return {k: float(torch.tensor(v).nanmean()) for k, v in found.items()}
+
+
+def _one_thread(_: int) -> None:
+    """Workers that render in the background do not fight over cores with the network."""
+    import cv2
+
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+
+
+# ---- files of a run -------------------------------------------------------------------------------------------------------
+
+
+def _save(
+    out: Path,
+    recipe: Recipe,
+    network: Regressor,
+    optimiser: torch.optim.Optimizer,
+    averaged: dict[str, Tensor],
+    step: int,
+    spent: float,
+    before: dict[str, Any],
+) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    state = {
+        "recipe": json.dumps(recipe.as_dict(), sort_keys=True),
+        "step": step,
+        "spent": spent,
+        "network": network.state_dict(),
+        "averaged": averaged,
+        "optimiser": optimiser.state_dict(),
+    }
+    unfinished = out / f".{CHECKPOINT}"
+    with unfinished.open("wb") as stream:
+        torch.save(state, stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+    unfinished.replace(out / CHECKPOINT)
+    best = Regressor(recipe.shape)
+    best.load_state_dict(averaged)
+    facts = {
+        "steps": _added(before.get("steps", {}), recipe.stage, step),
+        "spent": _added(before.get("spent", {}), recipe.stage, round(spent)),
+        "recipe": before.get("recipe", recipe.as_dict()),
+    }
+    write_weights(best, out / WEIGHTS, facts)
+
+
+def _added(so_far: dict[str, int], stage: str, value: int) -> dict[str, int]:
+    """A stage that began with weights of the same stage goes on counting."""
+    return {**so_far, stage: so_far.get(stage, 0) + value}
+
+
+def _resume(
+    out: Path, recipe: Recipe, network: Regressor, optimiser: torch.optim.Optimizer, averaged: dict[str, Tensor], device: torch.device
+) -> tuple[int, float]:
+    """(first step to make, seconds spent so far)."""
+    path = out / CHECKPOINT
+    if not path.is_file():
+        return 0, 0.0
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+        settings = json.loads(state["recipe"])
+    except Exception as error:
+        raise InputError(f"{path}: not a checkpoint of this program ({type(error).__name__}); give another --out") from None
+    now = json.loads(json.dumps(recipe.as_dict()))
+    different = [k for k in now if settings.get(k) != now[k] and k not in _MAY_DIFFER]
+    if different:
+        k = different[0]
+        raise InputError(f"{out} was begun with {k} {settings.get(k)!r}, now it is {now[k]!r}: give the same settings, or another --out")
+    network.load_state_dict(state["network"])
+    optimiser.load_state_dict(state["optimiser"])
+    for name, value in state["averaged"].items():
+        averaged[name].copy_(value)
+    return int(state["step"]), float(state["spent"])
+
+
+_MAY_DIFFER = ("command", "data", "hours", "hardware", "expected", "save_every", "check_scenes")
+"""Settings that do not change what a step does."""
+
+
+class _Log:
+    """JSON lines, one every LOG_EVERY steps (means since the last) and one per check; lines after the resumed step are dropped."""
+
+    def __init__(self, path: Path, first: int, leads: bool) -> None:
+        self._path, self._leads = path, leads
+        self._sums: dict[str, float] = {}
+        self._count = 0
+        if not leads:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [line for line in _lines(path) if line["step"] <= first] if path.is_file() else []
+        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+
+    def add(self, step: int, values: dict[str, float], began: float) -> None:
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        self._count += 1
+        if (step + 1) % LOG_EVERY == 0:
+            means = {k: round(v / self._count, 6) for k, v in self._sums.items()}
+            self._write({"step": step + 1, "seconds": round(time.monotonic() - began, 1), **means})
+            self._sums, self._count = {}, 0
+
+    def check(self, step: int, values: dict[str, float], seconds: float) -> None:
+        self._write({"step": step, "seconds": round(seconds, 1), "check": {k: round(v, 5) for k, v in values.items()}})
+
+    def _write(self, line: dict[str, Any]) -> None:
+        if self._leads:
+            with self._path.open("a") as stream:
+                stream.write(json.dumps(line) + "\n")
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    for text in path.read_text().splitlines():
+        try:
+            yield json.loads(text)
+        except ValueError:
+            return  # the last line may be cut short by a kill

@@ -1,0 +1,68 @@
+"""What training makes small: differences of the network gain, and of radiance in the mu-law domain."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from gmodiff.model.regressor import GAIN_LIMIT, mu_gain, radiance_from_mu_gain
+
+MU = 5000.0
+"""mu of the mu-law domain (Kalantari and Ramamoorthi 2017, equation 5)."""
+
+ERROR_ABSOLUTE, ERROR_RELATIVE = 0.02, 0.05
+"""An estimate errs where its luminance is wrong by more than the first (the paper's threshold, of the short frame's white, system of
+stage 2) or by more than the second as a share of the truth plus ERROR_FLOOR: the paper's own threshold never marks anything dark."""
+ERROR_FLOOR = 0.01
+PAPER_LUMINANCE = (0.299, 0.587, 0.114)
+
+
+def compress(relative: Tensor) -> Tensor:
+    """log(1 + mu h) / log(1 + mu) of radiance relative to the short frame's white, not cut."""
+    return torch.log1p(MU * relative.clamp_min(0)) / math.log1p(MU)
+
+
+def estimate_loss(gain: Tensor, truth: Tensor, encoded: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """L1 on the gain, in the mu-law domain, and on the mu-law domain's gradients, and the root mean square error of each crop there;
+    and each part by name. The last makes large errors count as they do in PSNR: what a clipped, moving thing looked like.
+
+    gain: (B, 3, H, W) network gain.   truth: (B, 3, H, W) radiance relative to the short frame's white.   encoded: (B, 3, H, W).
+    The gain counts above that white too, up to GAIN_LIMIT; the mu-law domain is cut at it, as the metric is.
+    """
+    wanted = mu_gain(truth, encoded).clamp(max=GAIN_LIMIT)
+    by_gain = (gain - wanted).abs().mean()
+    found, true = (compress(v.clamp(max=1)) for v in (radiance_from_mu_gain(gain, encoded), truth))
+    apart = found - true
+    by_mu = apart.abs().mean()
+    by_slope = (apart[..., 1:] - apart[..., :-1]).abs().mean() + (apart[..., 1:, :] - apart[..., :-1, :]).abs().mean()
+    square = (apart**2).mean(dim=(1, 2, 3))
+    by_root = torch.sqrt(square + 1e-8).mean()
+    psnr = (-10 * torch.log10(square.detach().clamp_min(1e-10))).mean()
+    parts = {"gain": by_gain, "mu": by_mu, "slope": by_slope, "root": by_root, "psnr_mu": psnr}
+    return by_gain + by_mu + 0.25 * by_slope + by_root, parts
+
+
+def errs(gain: Tensor, truth: Tensor, encoded: Tensor) -> Tensor:
+    """(B, 1, H, W), 1.0 where the luminance of the estimate is wrong by more than the thresholds allow, else 0."""
+    weights = torch.tensor(PAPER_LUMINANCE, dtype=gain.dtype, device=gain.device)[:, None, None]
+    found, true = ((v.clamp(max=1) * weights).sum(dim=1, keepdim=True) for v in (radiance_from_mu_gain(gain, encoded), truth))
+    apart = (found - true).abs()
+    return ((apart >= ERROR_ABSOLUTE) | (apart >= ERROR_RELATIVE * (true + ERROR_FLOOR))).to(gain.dtype)
+
+
+def mask_loss(logits: Tensor, wrong: Tensor) -> Tensor:
+    """Binary cross entropy (paper section 3.3)."""
+    return functional.binary_cross_entropy_with_logits(logits, wrong)
+
+
+def average_precision(scores: Tensor, wrong: Tensor) -> float:
+    """Area under precision over recall, pixels ranked by score; NaN where nothing is wrong."""
+    order = scores.flatten().argsort(descending=True, stable=True)
+    hits = wrong.flatten()[order].double()
+    if not hits.any():
+        return float("nan")
+    precision = hits.cumsum(0) / torch.arange(1, len(hits) + 1, dtype=torch.float64)
+    return float((precision * hits).sum() / hits.sum())

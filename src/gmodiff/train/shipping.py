@@ -1,0 +1,64 @@
+"""From trained weights to the files that ship: the ONNX graph, half-precision weights, and the card that names and describes both."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gmodiff.evaluate.rows import latest, read_rows
+from gmodiff.model.export import export_onnx
+from gmodiff.model.regressor import GAIN_LIMIT, HALO_PX, MAX_FRAMES, STRIDE
+from gmodiff.model.weights import read_weights, write_weights
+from gmodiff.runtime import CARD_FORMAT
+
+ABOUT = "degradation-aware regressor of the gain map: fusion weights over aligned frames and a bounded residual"
+LICENCE = "Apache-2.0"
+SCORES = ("psnr_mu", "psnr_l", "pu21_psnr", "jod")
+
+
+def ship(weights: Path, card: Path, *, rows: Sequence[Path] = (), method: str) -> list[Path]:
+    """Write card, card.onnx and card.safetensors; returns the three. Means of `rows` of a method become the card's scores."""
+    network, facts = read_weights(weights)
+    single, graph = card.with_suffix(".safetensors"), card.with_suffix(".onnx")
+    card.parent.mkdir(parents=True, exist_ok=True)
+    write_weights(network, single, {"name": card.stem}, half=True)
+    shipped, _ = read_weights(single)  # what was rounded to half precision is what the graph holds too
+    export_onnx(shipped, graph)
+    recipe = facts.get("recipe", {})
+    content: dict[str, Any] = {
+        "format": CARD_FORMAT,
+        "name": card.stem,
+        "about": ABOUT,
+        "sha256": {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in (graph, single)},
+        "max_frames": MAX_FRAMES,
+        "stride": STRIDE,
+        "halo_px": HALO_PX,
+        "gain_limit": GAIN_LIMIT,
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "licence": LICENCE,
+        "trained_on": recipe.get("data", "not recorded"),
+        "trained_by": recipe.get("command", "not recorded"),
+        "hardware": recipe.get("hardware", "not recorded"),
+        "hours": {stage: round(seconds / 3600, 2) for stage, seconds in facts.get("spent", {}).items()},
+        "steps": facts.get("steps", {}),
+        "scores": _scores(rows, method),
+    }
+    unfinished = card.with_name(f".{card.name}")
+    unfinished.write_text(json.dumps(content, indent=2) + "\n")
+    unfinished.replace(card)
+    return [card, graph, single]
+
+
+def _scores(rows: Sequence[Path], method: str) -> dict[str, Any]:
+    """Dataset to the means of a method's rows and how many scenes they are of."""
+    found = latest([r for path in rows for r in read_rows(path)[0] if r["method"] == method and r["status"] == "ok"])
+    scores: dict[str, Any] = {}
+    for name in sorted({r["dataset"] for r in found}):
+        mine = [r for r in found if r["dataset"] == name]
+        means = {k: [r["metrics"][k] for r in mine if r["metrics"].get(k) is not None] for k in SCORES}
+        scores[name] = {"scenes": len(mine), **{k: round(statistics.fmean(v), 2) for k, v in means.items() if v}}
+    return scores

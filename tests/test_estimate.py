@@ -1,0 +1,274 @@
+"""The network on a bracket: tiles that nobody can see, the same bytes twice, any runtime, and files that are what their card says."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import gmodiff
+from gmodiff.align import Alignment, align
+from gmodiff.errors import FileFormatError, InputError, MissingDependencyError
+from gmodiff.estimate import Estimate, Estimator, frames_for
+from gmodiff.gainmap import mu_gain, radiance_from_mu_gain
+from gmodiff.image import Bracket
+from gmodiff.merge import merge
+from gmodiff.pipeline import reconstruct, reconstruct_radiance
+from gmodiff.provenance import ALIGNED, INFERRED, REFERENCE
+from gmodiff.runtime import Card, load_model, shipped_models
+from scenes import small_scene
+from synthetic import photos, scene
+
+SHIPPED = Path(gmodiff.__file__).parent / "weights"
+CARD = Card("fake", "", {}, 9, 32, 32, 1.5)
+
+
+class Fake:
+    """Adds a gain that depends on where a pixel lies in its tile only through its inputs."""
+
+    card, runtime = CARD, "numpy"
+
+    def __init__(self, change: float = 0.0, residual: float = 0.0) -> None:
+        self.change, self.residual, self.seen = change, residual, []
+
+    def __call__(self, inputs):
+        self.seen.append({k: v.shape for k, v in inputs.items()})
+        flat = inputs["merged"].shape[2:]
+        return {
+            "change": np.full((1, 3, *flat), self.change, np.float32) * inputs["encoded"],
+            "residual": np.full((1, 1, *flat), self.residual, np.float32),
+            "degradation": np.full((1, 1, *flat), 0.5, np.float32),
+        }
+
+
+@pytest.fixture(scope="module")
+def moving():
+    return small_scene(height=300, width=460)
+
+
+@pytest.fixture(scope="module")
+def aligned(moving):
+    alignments = align(moving.bracket)
+    return moving.bracket, alignments, merge(moving.bracket, alignments).radiance
+
+
+@pytest.fixture(scope="module")
+def compact():
+    return load_model()
+
+
+# ---- tiles ----
+
+
+@pytest.mark.parametrize("tile", [(128, 128), (160, 224), (4096, 4096)])
+def test_every_pixel_gets_its_own_gain_whatever_the_tiles(aligned, tile):
+    bracket, alignments, merged = aligned
+    estimate = Estimator(Fake(0.2), tile)(bracket, alignments, merged)
+    encoded = bracket.frames[bracket.reference].encoded / np.float32(255)
+    white = 1 / bracket.relative_exposures[0]
+    wanted = radiance_from_mu_gain(np.minimum(mu_gain(merged / white, encoded) + 0.2 * encoded, 1.5), encoded) * white
+    np.testing.assert_allclose(estimate.radiance, wanted, rtol=2e-4, atol=1e-5)
+    assert (estimate.degradation == 128).all()
+
+
+def test_tiles_have_one_size_and_cover_the_stride(aligned):
+    bracket, alignments, merged = aligned
+    fake = Fake()
+    Estimator(fake, (128, 160))(bracket, alignments, merged)
+    assert {s["linear"] for s in fake.seen} == {(3, 3, 128, 160)}
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_no_seam_between_tiles(compact, aligned, exact):
+    bracket, alignments, merged = aligned
+    model = load_model(exact=exact)
+    encoded = bracket.frames[bracket.reference].encoded / np.float32(255)
+    white = np.float32(1 / bracket.relative_exposures[0])
+    side = 4 * model.card.halo_px
+    whole, tiled = (
+        mu_gain(Estimator(model, tile)(bracket, alignments, merged).radiance / white, encoded) for tile in ((4096, 4096), (side, side))
+    )
+    assert np.abs(whole - tiled).max() < 1e-3
+    assert bracket.shape[1] > side  # there is a seam
+
+
+def test_small_and_odd_pictures_pass(compact):
+    bracket = photos(scene(37, 51))
+    made = reconstruct_radiance(bracket, compact)
+    assert made.radiance.shape == (37, 51, 3)
+    assert np.isfinite(made.radiance).all()
+    assert made.degradation is not None
+    assert made.degradation.shape == (37, 51)
+
+
+def test_a_tile_too_small_is_refused(compact):
+    with pytest.raises(InputError, match="expected 384 pixels a side or more"):
+        Estimator(compact, (64, 64))
+
+
+def test_out_of_memory_says_what_to_do(aligned):
+    class Full(Fake):
+        def __call__(self, inputs):
+            raise MemoryError
+
+    with pytest.raises(InputError, match="give a smaller --tile"):
+        Estimator(Full())(*aligned)
+
+
+# ---- frames ----
+
+
+@pytest.mark.parametrize("count", [2, 9, 16])
+def test_more_frames_than_the_model_takes_are_thinned_out(count):
+    bracket = photos(scene(), tuple(float(s) for s in np.linspace(-4, 4, count)))
+    kept = frames_for(bracket, 9)
+    assert kept[0] == bracket.reference
+    assert len(kept) == min(count, 9)
+    assert sorted({0, count - 1, bracket.reference} - set(kept)) == []
+    assert kept[1:] == sorted(kept[1:])
+    made = Estimator(Fake())(bracket, [Alignment()] * count, np.ones((96, 128, 3), np.float32))
+    assert np.isfinite(made.radiance).all()
+
+
+def test_what_the_network_makes_up_is_labelled_inferred():
+    provenance = np.array([[REFERENCE, ALIGNED, INFERRED, ALIGNED]], np.uint8)
+    estimate = Estimate(np.ones((1, 4, 3), np.float32), invented=np.array([[True, True, True, False]]))
+    assert estimate.relabelled(provenance).tolist() == [[REFERENCE, INFERRED, INFERRED, ALIGNED]]
+
+
+# ---- the shipped model ----
+
+
+def test_the_model_beats_the_merge_on_a_moving_scene(compact, moving):
+    from gmodiff.evaluate.metrics import Scorer
+
+    score = Scorer(moving)
+    classical, learned = (score(reconstruct_radiance(moving.bracket, m).radiance) for m in (None, compact))
+    assert learned["psnr_mu"] > classical["psnr_mu"]
+
+
+def test_two_runs_agree_to_the_bit(compact, moving):
+    first, second = (reconstruct_radiance(moving.bracket, m) for m in (compact, load_model()))
+    assert np.array_equal(first.radiance, second.radiance)
+    assert np.array_equal(first.degradation, second.degradation)
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "torch"])
+def test_runtimes_agree(aligned, runtime):
+    bracket, alignments, merged = aligned
+    encoded = bracket.frames[bracket.reference].encoded / np.float32(255)
+    white = np.float32(1 / bracket.relative_exposures[0])
+    gains = [
+        mu_gain(Estimator(m)(bracket, alignments, merged).radiance / white, encoded)
+        for m in (load_model(exact=True), load_model(runtime=runtime, device="cpu"))
+    ]
+    assert np.abs(gains[0] - gains[1]).max() < 1e-3
+
+
+def test_sixteen_bits_are_as_good_as_eight(compact):
+    deep, shallow = (photos(scene(), dtype=t) for t in (np.uint16, np.uint8))
+    one, other = (reconstruct_radiance(b, compact).radiance for b in (deep, shallow))
+    assert np.median(np.abs(np.log2(np.maximum(one, 1e-3) / np.maximum(other, 1e-3)))) < 0.02
+
+
+def test_the_shipped_files_are_small_and_described():
+    assert shipped_models() == ["compact"]
+    assert sum(p.stat().st_size for p in SHIPPED.iterdir()) < 8e6
+    card = json.loads((SHIPPED / "compact.json").read_text())
+    assert {"licence", "trained_on", "trained_by", "hours", "steps", "scores", "hardware"} <= set(card)
+    assert card["hours"]["regressor"] > 0
+    assert card["hours"]["mask"] > 0
+
+
+def test_reconstruct_keeps_what_the_model_doubts(compact):
+    image = reconstruct(photos(scene()), compact)
+    assert image.degradation is not None
+    assert image.degradation.dtype == np.uint8
+
+
+# ---- bad input ----
+
+
+@pytest.fixture
+def copy(tmp_path):
+    for path in SHIPPED.iterdir():
+        shutil.copy(path, tmp_path)
+    return tmp_path / "compact.json"
+
+
+def test_a_model_beside_its_card_loads_from_anywhere(copy):
+    assert load_model(str(copy)).card.name == "compact"
+    assert load_model(str(copy.with_suffix(".onnx"))).card.name == "compact"
+
+
+def test_weights_that_are_not_those_of_the_card_are_refused(copy):
+    weights = copy.with_suffix(".onnx")
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(FileFormatError, match="not the weights that the card of model compact names"):
+        load_model(str(copy))
+    weights.unlink()
+    with pytest.raises(InputError, match=r"compact\.onnx: cannot be read"):
+        load_model(str(copy))
+
+
+@pytest.mark.parametrize(
+    ("runtime", "content"), [("openvino", b"no graph at all"), ("onnxruntime", b"no graph at all"), ("onnxruntime", "newer")]
+)
+def test_foreign_graphs_are_refused_in_one_line(copy, runtime, content):
+    import hashlib
+
+    weights = copy.with_suffix(".onnx")
+    if content == "newer":
+        import onnx
+
+        model = onnx.load(weights)
+        model.opset_import[0].version = 999
+        content = model.SerializeToString()
+    weights.write_bytes(content)
+    card = json.loads(copy.read_text())
+    card["sha256"][weights.name] = hashlib.sha256(content).hexdigest()
+    copy.write_text(json.dumps(card))
+    with pytest.raises(FileFormatError, match="cannot load it") as error:
+        load_model(str(copy), runtime=runtime)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"format": "other"}', '{"format": "gmodiff-card-1", "name": "x"}'])
+def test_cards_that_are_none_are_refused(tmp_path, text):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(FileFormatError, match="not a model card"):
+        load_model(str(tmp_path / "x.json"))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("huge", {}, "model 'huge': expected compact"),
+        ("compact", {"runtime": "tpu"}, "runtime 'tpu': expected auto"),
+        ("compact", {"runtime": "onnxruntime", "device": "Abacus"}, "device 'Abacus': this ONNX Runtime has"),
+        ("compact", {"runtime": "torch", "device": "abacus"}, "device 'abacus': torch cannot use it"),
+    ],
+)
+def test_unknown_models_runtimes_and_devices_are_named(name, options, said):
+    with pytest.raises(InputError, match=said):
+        load_model(name, **options)
+
+
+def test_a_runtime_that_is_not_installed_is_named(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(MissingDependencyError, match="runtime onnxruntime is not installed: pip install onnxruntime"):
+        load_model(runtime="onnxruntime")
+    monkeypatch.setattr("gmodiff.runtime.find_spec", lambda name: None)
+    with pytest.raises(MissingDependencyError, match="no runtime for models"):
+        load_model()
+
+
+def test_a_bracket_that_only_the_reference_saw_is_left_to_it(compact):
+    """All frames alike: nothing to add, and the constraint holds whatever the network says."""
+    bracket = photos(scene(), (-0.5, 0.0, 0.5))
+    bracket = Bracket(tuple(replace(f, encoded=bracket.frames[1].encoded) for f in bracket.frames), 1, bracket.response)
+    assert np.isfinite(reconstruct_radiance(bracket, compact).radiance).all()

@@ -1,0 +1,333 @@
+"""Training: goes on exactly where it was killed, shares its work among processes, refuses what it cannot learn from."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import OpenImageIO as oiio
+import pytest
+import torch
+from PIL import Image
+
+from gmodiff.datasets.dataset import open_dataset
+from gmodiff.datasets.held_out import HELD_OUT_PHOTOS, TEST_CAMERAS, training_pictures
+from gmodiff.errors import InputError
+from gmodiff.model.regressor import Regressor, Shape, full_gain
+from gmodiff.model.weights import read_weights
+from gmodiff.train import loop
+from gmodiff.train.crops import Batches, stack
+from gmodiff.train.losses import average_precision, errs, estimate_loss
+from gmodiff.train.recipes import MASK, REGRESSOR
+from gmodiff.train.scenes import SceneStore, draw, find_sources, render
+
+SETS = Path(__file__).parent.parent / "benchmarks" / "sets"
+SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
+SMALL = Shape(widths=(16, 16, 16, 16), encoder=(1, 1, 1), middle=1, decoder=(1, 1, 1), polish=4)
+RECIPE = replace(
+    REGRESSOR, steps=8, scenes=4, batch=2, crop_px=32, warm_up=2, save_every=4, check_scenes=1, shape=SMALL, rate=2e-3, ema=0.9
+)
+
+
+def write_hdr(path: Path, light: np.ndarray) -> None:
+    out = oiio.ImageOutput.create(str(path))
+    out.open(str(path), oiio.ImageSpec(light.shape[1], light.shape[0], 3, "float"))
+    out.write_image(light.astype(np.float32))
+    out.close()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """Two small panoramas and a photo."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    for n in range(2):
+        y, x = np.mgrid[0:128, 0:256] / 16
+        light = 0.1 + np.abs(np.sin(x + n) * np.cos(y)) + (rng.random((128, 256)) < 0.02) * 30
+        write_hdr(folder / f"scene_{n}.hdr", light[..., None] * (1.0, 0.8, 0.6))
+    noise = rng.integers(0, 255, (14, 20, 3), np.uint8)
+    Image.fromarray(noise).resize((640, 448), Image.Resampling.BICUBIC).save(folder / "photo.jpg")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def store(data, tmp_path_factory) -> SceneStore:
+    return SceneStore(find_sources(data), 1, tmp_path_factory.mktemp("cache"), size=64)
+
+
+def weights_of(path: Path) -> dict:
+    return read_weights(path)[0].state_dict()
+
+
+def same(one: dict, other: dict, tolerance: float = 0.0) -> bool:
+    return all(torch.allclose(one[k], other[k], rtol=0, atol=tolerance) for k in one)
+
+
+# ---- what training may see ----
+
+
+@pytest.mark.parametrize("name", ["synthetic-val", "synthetic-hard"])
+def test_no_picture_of_the_committed_sets_is_trained_on(name):
+    if not SHARED.is_dir():
+        pytest.skip("no shared data here")
+    hdr, photos = training_pictures(SHARED)
+    used = {s.recipe.picture for s in open_dataset(SETS / f"{name}.toml").scenes}
+    assert used
+    assert not used & {f"{p.parent.name}/{p.name}" for p in (*hdr, *photos)}
+    assert len(hdr) > 50
+    assert len(photos) > 100
+
+
+def test_held_out_photos_are_those_of_the_sets():
+    used = {
+        s.recipe.picture.partition("/")[2]
+        for n in ("synthetic-val", "synthetic-hard")
+        for s in open_dataset(SETS / f"{n}.toml", SETS).scenes
+    }
+    assert {u for u in used if not u.endswith((".hdr", ".exr"))} == set(HELD_OUT_PHOTOS)
+
+
+def test_cameras_kept_for_testing_are_not_trained_on():
+    if not SHARED.is_dir():
+        pytest.skip("no shared data here")
+    names = {r.name for r in find_sources(SHARED).responses}
+    assert len(names) > 5
+    assert not names & set(TEST_CAMERAS)
+
+
+def test_a_manifest_keeps_pictures_out(data, tmp_path):
+    for path in data.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "MANIFEST.csv").write_text("file,split\nscene_0.hdr,val\nscene_1.hdr,train\n")
+    (tmp_path / HELD_OUT_PHOTOS[0]).write_bytes((data / "photo.jpg").read_bytes())
+    hdr, photos = training_pictures(tmp_path)
+    assert [p.name for p in (*hdr, *photos)] == ["scene_1.hdr", "photo.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("light", "said"),
+    [
+        (np.full((64, 128, 3), np.nan), "not a picture of light"),
+        (np.zeros((64, 128, 3)), "not a picture of light"),
+        (np.ones((16, 32, 3)), "expected at least"),
+        (np.random.default_rng(0).uniform(0.5, 1, (64, 128, 3)), "no linear HDR picture"),
+    ],
+)
+def test_pictures_that_cannot_teach_are_named_before_the_first_step(tmp_path, light, said):
+    write_hdr(tmp_path / "bad.exr", light)
+    with pytest.raises(InputError, match=said) as error:
+        find_sources(tmp_path)
+    assert "bad.exr" in str(error.value)
+
+
+def test_broken_and_small_photos_and_empty_folders_are_named(tmp_path):
+    with pytest.raises(InputError, match="holds no HDR picture"):
+        find_sources(tmp_path)
+    with pytest.raises(InputError, match="is not a folder"):
+        find_sources(tmp_path / "nowhere")
+    (tmp_path / "cut.jpg").write_bytes(b"\xff\xd8\xff")
+    with pytest.raises(InputError, match=r"cut\.jpg: not a photo"):
+        find_sources(tmp_path)
+    Image.new("RGB", (100, 80)).save(tmp_path / "cut.jpg")
+    with pytest.raises(InputError, match="100x80 pixels, expected 432"):
+        find_sources(tmp_path)
+
+
+# ---- scenes and batches ----
+
+
+def test_a_scene_depends_on_its_number_alone(store):
+    first, again = (render(draw(store.sources, 1, 2), 64) for _ in range(2))
+    assert all(np.array_equal(getattr(first, k), getattr(again, k)) for k in first.__dataclass_fields__)
+    other = render(draw(store.sources, 1, 3), 64)
+    assert not np.array_equal(first.truth, other.truth)
+
+
+def test_the_reference_comes_first_and_truth_is_on_its_scale(store):
+    scene = store[0]
+    assert scene.stops[0] == 0
+    own = scene.table[scene.codes[0], np.arange(3)]
+    well = ((own > 0.05) & (own < 0.7)).all(axis=-1) & ~scene.moving
+    assert abs(np.median(scene.truth[well] / own[well]) - 1) < 0.1
+
+
+def test_a_cached_scene_is_the_same_and_one_cut_short_is_made_again(store):
+    made = store[1]
+    path = next(store.cache.glob("scene_1_000001.npz"))
+    path.write_bytes(path.read_bytes()[:1000])
+    again = store[1]
+    assert np.array_equal(made.truth, again.truth)
+    assert np.array_equal(made.codes, store[1].codes)
+
+
+def test_processes_share_a_batch_between_them(store):
+    whole = Batches(store, RECIPE)[5]
+    parts = [Batches(store, RECIPE, (rank, 2))[5] for rank in range(2)]
+    for name, value in whole.items():
+        assert torch.equal(value[0], parts[0][name][0])
+        assert torch.equal(value[1], parts[1][name][0])
+
+
+def test_crops_keep_their_channels_and_geometry_together(store):
+    """Whatever was flipped or swapped, the reference's linear light is that of its own encoded picture, near the merge's radiance."""
+    for step in range(6):
+        batch = Batches(store, RECIPE)[step]
+        order_encoded = batch["encoded"].flatten(2).argsort(dim=2)
+        climbing = torch.gather(batch["linear"][:, 0].flatten(2), 2, order_encoded)
+        assert (climbing.diff(dim=2) >= -1e-6).all()
+        well = (batch["encoded"] > 0.3) & (batch["encoded"] < 0.8)
+        ratio = (batch["merged"] / batch["linear"][:, 0])[well]
+        assert abs(float(ratio.median()) - 1) < 0.1
+
+
+# ---- losses ----
+
+
+def test_the_right_gain_costs_nothing_and_a_wrong_one_something(store):
+    batch = Batches(store, RECIPE)[0]
+    from gmodiff.model.regressor import mu_gain
+
+    right = mu_gain(batch["truth"], batch["encoded"]).clamp(max=1.5)
+    assert float(estimate_loss(right, batch["truth"], batch["encoded"])[0]) < 2e-3
+    assert float(estimate_loss(right + 0.05, batch["truth"], batch["encoded"])[0]) > 0.05
+    assert not errs(right, batch["truth"], batch["encoded"]).any()
+    assert errs(right + 0.3, batch["truth"], batch["encoded"]).float().mean() > 0.9
+
+
+def test_average_precision_is_that_of_scikit_learn_by_hand():
+    """Ranked right, wrong, right: precisions 1/1 and 2/3."""
+    scores, wrong = torch.tensor([0.9, 0.8, 0.7, 0.1]), torch.tensor([1.0, 0.0, 1.0, 0.0])
+    assert average_precision(scores, wrong) == pytest.approx((1 + 2 / 3) / 2)
+    assert np.isnan(average_precision(scores, torch.zeros(4)))
+
+
+# ---- the loop ----
+
+
+def test_stopped_and_gone_on_is_the_same_as_never_stopped(store, tmp_path):
+    loop.train(RECIPE, store, tmp_path / "whole", workers=0, say=lambda _: None)
+    loop.train(RECIPE, store, tmp_path / "parts", workers=0, say=lambda _: None, stop_after=4)
+    said = []
+    loop.train(RECIPE, store, tmp_path / "parts", workers=1, say=said.append)
+    assert said[0] == "going on at step 4 of 8"
+    assert same(weights_of(tmp_path / "whole" / loop.WEIGHTS), weights_of(tmp_path / "parts" / loop.WEIGHTS))
+    steps = [json.loads(line)["step"] for line in (tmp_path / "parts" / loop.LOG).read_text().splitlines()]
+    assert steps == [4, 8]
+
+
+def test_other_settings_do_not_go_on(store, tmp_path):
+    loop.train(RECIPE, store, tmp_path, workers=0, say=lambda _: None, stop_after=4)
+    with pytest.raises(InputError, match=r"was begun with rate 0\.002, now it is 0\.1"):
+        loop.train(replace(RECIPE, rate=0.1), store, tmp_path, workers=0)
+    (tmp_path / loop.CHECKPOINT).write_bytes(b"half a file")
+    with pytest.raises(InputError, match="not a checkpoint"):
+        loop.train(RECIPE, store, tmp_path, workers=0)
+
+
+def test_training_lowers_the_loss_and_the_mask_learns_where_it_errs(store, tmp_path):
+    recipe = replace(RECIPE, steps=120, save_every=120, warm_up=10, rate=1e-3)
+    loop.train(recipe, store, tmp_path / "a", workers=0, say=lambda _: None)
+    batch = stack([{k: v[0] for k, v in Batches(store, recipe)[n].items()} for n in _of_one_count(store, recipe)])
+    inputs = {k: batch[k] for k in ("linear", "stops", "coverage", "merged", "encoded")}
+
+    def loss(network):
+        with torch.no_grad():
+            gain = full_gain(network(**inputs).change, batch["merged"], batch["stops"], batch["encoded"])
+        return float(estimate_loss(gain, batch["truth"], batch["encoded"])[0]), gain
+
+    trained = read_weights(tmp_path / "a" / loop.WEIGHTS)[0]
+    torch.manual_seed(1)
+    after, gain = loss(trained)
+    assert after < loss(Regressor(SMALL))[0]
+
+    same_as = ("scenes", "batch", "crop_px", "check_scenes", "shape", "ema")
+    mask = replace(MASK, **{k: getattr(recipe, k) for k in same_as}, steps=200, save_every=200, rate=3e-3)
+    loop.train(mask, store, tmp_path / "m", start=tmp_path / "a" / loop.WEIGHTS, workers=0, say=lambda _: None)
+    finished, facts = read_weights(tmp_path / "m" / loop.WEIGHTS)
+    assert facts["steps"] == {"regressor": 120, "mask": 200}
+    assert all(torch.equal(v, dict(trained.named_parameters())[k]) for k, v in finished.named_parameters() if not k.startswith("mask_"))
+    wrong = errs(gain, batch["truth"], batch["encoded"])
+    with torch.no_grad():
+        found = finished(**inputs, with_mask=True).degradation
+    assert average_precision(found, wrong) > float(wrong.mean()) + 0.02
+    with pytest.raises(InputError, match="finished regressor"):
+        loop.train(mask, store, tmp_path / "n", workers=0)
+
+
+def _of_one_count(store, recipe) -> list[int]:
+    """Four steps whose crops have as many frames as the first's."""
+    batches = Batches(store, recipe)
+    count = batches[0]["stops"].shape[1]
+    return [n for n in range(40) if batches[n]["stops"].shape[1] == count][:4]
+
+
+def command(data: Path, out: Path, cache: Path, *more: str) -> list[str]:
+    settings = "--steps 12 --batch 2 --crop 64 --scenes 2 --save-every 2 --check-scenes 1 --threads 1 --workers 0".split()  # noqa: SIM905
+    return ["-m", "gmodiff", "train", "regressor", "--data", str(data), "--out", str(out), "--cache", str(cache), *settings, *more]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("rendered")
+
+
+def test_killed_at_any_moment_a_run_goes_on(data, cache, tmp_path):
+    """kill -9 three times, wherever it is; what is on disk is whole each time, and the end is that of a run never killed."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run([sys.executable, *command(data, whole, cache)], check=True, capture_output=True, timeout=240)
+    for n in range(3):
+        process = subprocess.Popen([sys.executable, *command(data, killed, cache)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        before = _step(killed)
+        deadline = time.monotonic() + 120
+        while _step(killed) == before and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(0.05 * n)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert _step(killed) > before or before == 12
+    subprocess.run([sys.executable, *command(data, killed, cache)], check=True, capture_output=True, timeout=240)
+    assert same(weights_of(whole / loop.WEIGHTS), weights_of(killed / loop.WEIGHTS))
+
+
+def _step(out: Path) -> int:
+    path = out / loop.CHECKPOINT
+    return int(torch.load(path, weights_only=True)["step"]) if path.is_file() else 0
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def test_two_processes_make_the_steps_of_one(data, cache, tmp_path):
+    settings = ("--steps", "4", "--save-every", "4")
+    subprocess.run([sys.executable, *command(data, tmp_path / "one", cache, *settings)], check=True, capture_output=True, timeout=240)
+    together = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    together += ["--master-addr", "127.0.0.1", "--master-port", str(_free_port())]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*together, *command(data, tmp_path / "two", cache, *settings)], capture_output=True, text=True, timeout=120, env=environment
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert same(weights_of(tmp_path / "one" / loop.WEIGHTS), weights_of(tmp_path / "two" / loop.WEIGHTS), 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--crop", "50"), "--crop 50: expected a multiple of 32"),
+        (("--from", "nowhere.safetensors"), "no weights there"),
+    ],
+)
+def test_bad_settings_are_one_line(data, cache, tmp_path, more, said):
+    done = subprocess.run([sys.executable, *command(data, tmp_path, cache, *more)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
