@@ -9,7 +9,8 @@ where they are missing), highlights expanded, hand shake of about a thousandth o
 five frames), an S-shaped response, noise, JPEG quality 95 with EXIF exposure times.
 Contenders, each a fresh process, run in turn (interleaved), after one run each that is
 not counted:
-    gmodiff     python -m gmodiff merge ... -o out.jpg: align, merge, render, one Ultra HDR JPEG (photo and gain map, quality 95)
+    gmodiff     python -m gmodiff merge ... -o out.jpg: align, merge, estimate, render, one Ultra HDR JPEG (photo and gain map, quality 95)
+    no network  the same with --model none
     opencv      read, AlignMTB, MergeDebevec told an sRGB response, write Radiance .hdr; keeps every ghost
     read+write  read the photos, write one JPEG: the floor for any tool that handles the same files (Pillow, as gmodiff reads)
 Wall time is that of the process; peak memory its own maximum resident set (wait4). Medians over the runs.
@@ -133,8 +134,10 @@ def measure(command: list[str]) -> dict[str, float]:
 def contenders(files: list[str], folder: Path) -> dict[str, list[str]]:
     """Name to command line."""
     me = [sys.executable, str(Path(__file__)), "--child"]
+    run = [sys.executable, "-m", "gmodiff", "merge", *files, "--force", "--quiet", "-o"]
     return {
-        "gmodiff": [sys.executable, "-m", "gmodiff", "merge", *files, "-o", str(folder / "out.jpg"), "--force", "--quiet"],
+        "gmodiff": [*run, str(folder / "out.jpg")],
+        "no network": [*run, str(folder / "none.jpg"), "--model", "none"],
         "opencv": [*me, "opencv", *files, str(folder / "out.hdr")],
         "read+write": [*me, "read_write", *files, str(folder / "plain.jpg")],
     }

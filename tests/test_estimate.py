@@ -39,7 +39,7 @@ class Fake:
         return {
             "change": np.full((1, 3, *flat), self.change, np.float32) * inputs["encoded"],
             "residual": np.full((1, 1, *flat), self.residual, np.float32),
-            "degradation": np.full((1, 1, *flat), 0.5, np.float32),
+            "degradation": np.full((1, 1, flat[0] // 4, flat[1] // 4), 0.5, np.float32),
         }
 
 

@@ -23,7 +23,7 @@ from gmodiff.model.regressor import Regressor, Shape, full_gain
 from gmodiff.model.weights import read_weights
 from gmodiff.train import loop
 from gmodiff.train.crops import Batches, stack
-from gmodiff.train.losses import average_precision, errs, estimate_loss
+from gmodiff.train.losses import average_precision, errs, estimate_loss, full_size
 from gmodiff.train.recipes import MASK, REGRESSOR
 from gmodiff.train.scenes import SceneStore, draw, find_sources, render
 
@@ -254,7 +254,7 @@ def test_training_lowers_the_loss_and_the_mask_learns_where_it_errs(store, tmp_p
     assert all(torch.equal(v, dict(trained.named_parameters())[k]) for k, v in finished.named_parameters() if not k.startswith("mask_"))
     wrong = errs(gain, batch["truth"], batch["encoded"])
     with torch.no_grad():
-        found = finished(**inputs, with_mask=True).degradation
+        found = full_size(finished(**inputs, with_mask=True).degradation, wrong)
     assert average_precision(found, wrong) > float(wrong.mean()) + 0.02
     with pytest.raises(InputError, match="finished regressor"):
         loop.train(mask, store, tmp_path / "n", workers=0)

@@ -87,7 +87,7 @@ class Estimator:
         height, width = bracket.shape
         order = frames_for(bracket, card.max_frames)
         rows, columns = (_tile(size, tile, card) for size, tile in ((height, self.tile[0]), (width, self.tile[1])))
-        radiance, degradation = np.empty((height, width, 3), np.float32), np.empty((height, width), np.uint8)
+        radiance, mask = np.empty((height, width, 3), np.float32), _Mask(height, width)
         invented = np.empty((height, width), bool)
         bands, stripes = _cores(height, rows, card.halo_px), _cores(width, columns, card.halo_px)
         feed = _Feed(bracket, alignments, merged, order)
@@ -106,11 +106,11 @@ class Estimator:
                 radiance[core] = _radiance(
                     merged[core], found["change"][0].transpose(1, 2, 0)[inner], feed.encoded(*core), feed.white, card
                 )
-                degradation[core] = np.rint(found["degradation"][0, 0][inner] * np.float32(255)).astype(np.uint8)
+                mask.put(found["degradation"][0, 0], inner, core, rows)
                 invented[core] = found["residual"][0, 0][inner] > INVENTED_GAIN
                 if progress is not None:
                     progress((n * len(stripes) + m + 1) / (len(bands) * len(stripes)))
-        return Estimate(radiance, degradation, invented)
+        return Estimate(radiance, mask.enlarged(), invented)
 
 
 def frames_for(bracket: Bracket, most: int) -> list[int]:
@@ -119,6 +119,30 @@ def frames_for(bracket: Bracket, most: int) -> list[int]:
     if len(others) > most - 1:
         others = [others[k] for k in np.unique(np.rint(np.linspace(0, len(others) - 1, most - 1)).astype(int))]
     return [bracket.reference, *others]
+
+
+class _Mask:
+    """The degradation mask, put together at the size the network gives it, enlarged once at the end."""
+
+    def __init__(self, height: int, width: int) -> None:
+        self._shape = height, width
+        self._small: NDArray[np.uint8] | None = None
+        self._cell = 1
+
+    def put(self, part: F32, inner: tuple[slice, slice], core: tuple[slice, slice], tile_rows: int) -> None:
+        """part: 0..1, of a tile of tile_rows; inner of it belongs to core of the picture; their starts are multiples of the cell."""
+        if self._small is None:
+            self._cell = tile_rows // part.shape[0]
+            self._small = np.zeros([-(-s // self._cell) for s in self._shape], np.uint8)
+        cells = [[slice(s.start // self._cell, -(-s.stop // self._cell)) for s in area] for area in (inner, core)]
+        self._small[tuple(cells[1])] = np.rint(part[tuple(cells[0])] * np.float32(255))
+
+    def enlarged(self) -> NDArray[np.uint8]:
+        """(H, W) uint8, bilinear."""
+        assert self._small is not None
+        rows, columns = self._small.shape
+        large = cv2.resize(self._small, (columns * self._cell, rows * self._cell), interpolation=cv2.INTER_LINEAR)
+        return np.ascontiguousarray(large[: self._shape[0], : self._shape[1]])
 
 
 class _Feed:

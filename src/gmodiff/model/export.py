@@ -37,7 +37,7 @@ def export_onnx(network: Regressor, path: Path) -> None:
 
     Inputs: linear (n, 3, H, W), stops (n,), coverage (n, 1, H, W), merged and encoded (1, 3, H, W), as `Regressor.forward`, n >= 2, H and
     W multiples of STRIDE. Outputs: change (1, 3, H, W); residual (1, 1, H, W), the largest of its three channels, absolute; degradation
-    (1, 1, H, W), 0..1. Raises MissingDependencyError without the packages that export.
+    (1, 1, H / 4, W / 4), 0..1. Raises MissingDependencyError without the packages that export.
     """
     try:
         import onnx

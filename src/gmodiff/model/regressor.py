@@ -112,6 +112,26 @@ def _gate(x: Tensor) -> Tensor:
     return a * b
 
 
+class Folded(nn.Conv2d):
+    """A convolution on a picture folded into cells (pixel unshuffle), that is, one of fold times the kernel and stride on the picture.
+
+    As the first it trains fast; as the second it is exported, and engines need not move every pixel to begin with.
+    """
+
+    def __init__(self, channels: int, width: int, kernel: int, fold: int) -> None:
+        super().__init__(channels * fold**2, width, kernel, padding=kernel // 2)
+        self.fold = fold
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, H, W) to (B, width, H / fold, W / fold)."""
+        if not torch.onnx.is_in_onnx_export():
+            return super().forward(functional.pixel_unshuffle(x, self.fold))
+        fold, (width, _, kernel, _) = self.fold, self.weight.shape
+        cells = self.weight.reshape(width, -1, fold, fold, kernel, kernel)
+        spread = cells.permute(0, 1, 4, 2, 5, 3).reshape(width, -1, kernel * fold, kernel * fold)
+        return functional.conv2d(x, spread, self.bias, stride=fold, padding=kernel // 2 * fold)
+
+
 class Exposures(nn.Module):
     """A few numbers about exposures to a bias per channel."""
 
@@ -137,7 +157,7 @@ def radiance_from_mu_gain(gain: Tensor, encoded: Tensor) -> Tensor:
 
 class Estimate(NamedTuple):
     """change: (B, 3, H, W), what to add to the network gain of the merge.   residual: the part of it that no frame accounts for.
-    degradation: (B, 1, H, W) logits of the degradation mask; None where not asked for.
+    degradation: (B, 1, H / fold, W / fold) logits of the degradation mask; None where not asked for.
     """
 
     change: Tensor
@@ -152,8 +172,8 @@ class Regressor(nn.Module):
         super().__init__()
         self.shape = shape = Shape() if shape is None else shape
         width, cell = shape.widths[0], shape.fold**2
-        self.reference_in = nn.Conv2d(9 * cell, width, 3, padding=1)
-        self.support_in = nn.Conv2d(7 * cell, width, 1)
+        self.reference_in = Folded(9, width, 3, shape.fold)
+        self.support_in = Folded(7, width, 1, shape.fold)
         self.reference_exposure, self.support_exposure = Exposures(width), Exposures(width)
         self.support_block = Block(width)
         self.attention = nn.Sequential(
@@ -206,10 +226,10 @@ class Regressor(nn.Module):
         apart = mu_gain(radiance, encoded[:, None]) - gain[:, None]
         code = torch.sqrt(linear)
 
-        reference = self.reference_in(functional.pixel_unshuffle(torch.cat([code[:, 0], apart[:, 0], gain], dim=1), fold))
+        reference = self.reference_in(torch.cat([code[:, 0], apart[:, 0], gain], dim=1))
         reference = reference + self.reference_exposure(stops[:, 0], shortest, longest)
         others = torch.cat([code[:, 1:], apart[:, 1:], coverage[:, 1:]], dim=2).reshape(batch * supports, 7, height, width)
-        support = self.support_in(functional.pixel_unshuffle(others, fold))
+        support = self.support_in(others)
         spread = [s[:, None].expand(batch, supports).reshape(-1) for s in (shortest, longest)]
         support = self.support_block(support + self.support_exposure(stops[:, 1:].reshape(-1), *spread))
         beside = reference[:, None].expand(batch, supports, *reference.shape[1:]).reshape(support.shape)
@@ -243,9 +263,9 @@ class Regressor(nn.Module):
         return Estimate(change + residual, residual, self._mask(seen) if with_mask else None)
 
     def _mask(self, seen: list[Tensor]) -> Tensor:
-        size = [self.shape.fold * s for s in seen[0].shape[-2:]]
         parts = [functional.interpolate(conv(s), seen[0].shape[-2:], mode="bilinear") for conv, s in zip(self.mask_in, seen, strict=True)]
-        return functional.interpolate(self.mask_out(self.mask_head(torch.cat(parts, dim=1))), size, mode="bilinear")
+        logits: Tensor = self.mask_out(self.mask_head(torch.cat(parts, dim=1)))
+        return logits
 
 
 def full_gain(change: Tensor, merged: Tensor, stops: Tensor, encoded: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from gmodiff.errors import InputError
 from gmodiff.model.regressor import Regressor, full_gain, radiance_from_mu_gain
 from gmodiff.model.weights import read_weights, write_weights
 from gmodiff.train.crops import Batch, Batches, check_scene
-from gmodiff.train.losses import average_precision, compress, errs, estimate_loss, mask_loss
+from gmodiff.train.losses import average_precision, compress, errs, estimate_loss, full_size, mask_loss
 from gmodiff.train.plot import plot_log
 from gmodiff.train.recipes import Recipe
 from gmodiff.train.scenes import SceneStore
@@ -165,7 +165,7 @@ def _loss(recipe: Recipe, network: nn.Module, batch: Batch, device: torch.device
     if not mask:
         return estimate_loss(gain, batch["truth"], batch["encoded"])
     wrong = errs(gain.detach(), batch["truth"], batch["encoded"])
-    loss = mask_loss(estimate.degradation.float(), wrong)
+    loss = mask_loss(full_size(estimate.degradation.float(), wrong), wrong)
     return loss, {"share": wrong.mean()}
 
 
@@ -188,7 +188,7 @@ def check(recipe: Recipe, store: SceneStore, averaged: dict[str, Tensor]) -> dic
             apart = compress(picture.clamp(max=1)) - compress(batch["truth"].clamp(max=1))
             found.setdefault(name, []).append(float(-10 * torch.log10((apart**2).mean().clamp_min(1e-10))))
         if estimate.degradation is not None:
-            found.setdefault("average_precision", []).append(average_precision(estimate.degradation, wrong))
+            found.setdefault("average_precision", []).append(average_precision(full_size(estimate.degradation, wrong), wrong))
             found.setdefault("share", []).append(float(wrong.mean()))
     return {k: float(torch.tensor(v).nanmean()) for k, v in found.items()}
 

@@ -53,6 +53,11 @@ def errs(gain: Tensor, truth: Tensor, encoded: Tensor) -> Tensor:
     return ((apart >= ERROR_ABSOLUTE) | (apart >= ERROR_RELATIVE * (true + ERROR_FLOOR))).to(gain.dtype)
 
 
+def full_size(logits: Tensor, like: Tensor) -> Tensor:
+    """(B, 1, h, w) logits of the mask at the size of another picture, bilinear, as `estimate` enlarges them."""
+    return functional.interpolate(logits, like.shape[-2:], mode="bilinear")
+
+
 def mask_loss(logits: Tensor, wrong: Tensor) -> Tensor:
     """Binary cross entropy (paper section 3.3)."""
     return functional.binary_cross_entropy_with_logits(logits, wrong)
