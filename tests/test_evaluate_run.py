@@ -45,7 +45,7 @@ def test_every_scene_and_method_has_a_row_that_says_what_it_rests_on(tmp_path):
     for row in rows:
         assert row["status"] == "ok"
         assert row["metrics"]["psnr_mu"] > 10
-        assert set(row["settings"]) == {"psnr_mu", "psnr_l", "ssim_mu", "pu21_psnr", "pu21_ssim", "gain_psnr"}
+        assert set(row["settings"]) == {"psnr_mu", "psnr_l", "ssim_mu", "pu21_psnr", "pu21_ssim", "gain_psnr", "grid_db"}
         assert row["facts"]["stops"] == [-2.0, 0.0, 2.0]
         assert row["version"] == gmodiff.__version__
         assert row["seconds"] >= 0
