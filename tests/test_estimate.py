@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import gmodiff
-from gmodiff.align import Alignment, align
+from gmodiff.align import Alignment, align, warp_rows
 from gmodiff.errors import FileFormatError, InputError, MissingDependencyError
 from gmodiff.estimate import Estimate, Estimator, frames_for
 from gmodiff.gainmap import mu_gain, radiance_from_mu_gain
@@ -80,6 +80,24 @@ def test_tiles_have_one_size_and_cover_the_stride(aligned):
     assert {s["linear"] for s in fake.seen} == {(3, 3, 128, 160)}
 
 
+def test_the_halo_is_as_far_as_the_network_sees(compact):
+    model = load_model(exact=True)
+    halo = model.card.halo_px
+    rng = np.random.default_rng(0)
+    shape = (64, 4 * halo)
+    given = {
+        "linear": rng.random((3, 3, *shape), np.float32), "stops": np.array([0, -2, 2], np.float32),
+        "coverage": np.ones((3, 1, *shape), np.float32), "merged": rng.random((1, 3, *shape), np.float32) * 4,
+        "encoded": rng.random((1, 3, *shape), np.float32),
+    }  # fmt: skip
+    other = {k: v.copy() for k, v in given.items()}
+    for name in ("linear", "merged", "encoded"):
+        other[name][..., 2 * halo :] = 0.5
+    apart = np.abs(model(given)["change"] - model(other)["change"])
+    assert apart[..., :halo].max() < 1e-3
+    assert apart[..., 2 * halo :].max() > 1e-2
+
+
 @pytest.mark.parametrize("exact", [True, False])
 def test_no_seam_between_tiles(compact, aligned, exact):
     bracket, alignments, merged = aligned
@@ -115,6 +133,42 @@ def test_out_of_memory_says_what_to_do(aligned):
 
     with pytest.raises(InputError, match="give a smaller --tile"):
         Estimator(Full())(*aligned)
+
+
+class Echo(Fake):
+    """Says what it was given: the second frame's light and coverage, and how many stops it is away."""
+
+    def __call__(self, inputs):
+        found = super().__call__(inputs)
+        light = inputs["linear"][1] * inputs["coverage"][1]
+        return found | {"change": 0.2 * light[None] * np.float32(2.0 ** float(inputs["stops"][1]))}
+
+
+def test_frames_come_aligned_covered_and_in_order():
+    """A shaken bracket, taller than two tiles: what the network is given in tiles is what it is given whole."""
+    light = scene(420, 200)
+    bracket = photos([np.roll(light, 6, axis=1), light, np.roll(light, -5, axis=1)], noise=0.004)
+    alignments = align(bracket)
+    assert not all(a.is_identity for a in alignments)
+    merged = merge(bracket, alignments).radiance
+    whole, tiled = (Estimator(Echo(), tile)(bracket, alignments, merged).radiance for tile in ((1024, 1024), (128, 128)))
+    np.testing.assert_allclose(whole, tiled, rtol=1e-6)
+    warped, coverage = warp_rows(bracket.frames[0], alignments[0], 0, 420)
+    light = bracket.response.linearise(warped) * (1 if coverage is None else coverage[..., None]) * bracket.relative_exposures[0]
+    encoded = bracket.frames[bracket.reference].encoded / np.float32(255)
+    white = 1 / bracket.relative_exposures[0]
+    wanted = radiance_from_mu_gain(np.minimum(mu_gain(merged / white, encoded) + 0.2 * light, 1.5), encoded) * white
+    np.testing.assert_allclose(whole, wanted, rtol=1e-3, atol=1e-5)
+
+
+def test_what_is_invented_and_what_is_too_bright():
+    bracket = photos(scene())
+    merged = np.full((96, 128, 3), 1e6, np.float32)
+    estimate = Estimator(Fake(residual=0.1))(bracket, [Alignment()] * 3, merged)
+    assert estimate.invented.all()
+    assert not Estimator(Fake(residual=0.01))(bracket, [Alignment()] * 3, merged).invented.any()
+    limit = radiance_from_mu_gain(np.float32(1.5), bracket.frames[1].encoded / np.float32(255)) * 4
+    np.testing.assert_allclose(estimate.radiance, limit, rtol=1e-4)
 
 
 # ---- frames ----
@@ -235,7 +289,16 @@ def test_foreign_graphs_are_refused_in_one_line(copy, runtime, content):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"format": "other"}', '{"format": "gmodiff-card-1", "name": "x"}'])
+@pytest.mark.parametrize(
+    "wrong", [{"halo_px": 50}, {"stride": 32.0}, {"max_frames": 1}, {"gain_limit": "1.5"}, {"gain_limit": float("nan")}, {"sha256": []}]
+)
+def test_cards_edited_wrongly_are_refused(copy, wrong):
+    copy.write_text(json.dumps(json.loads(copy.read_text()) | wrong))
+    with pytest.raises(FileFormatError, match="not a model card"):
+        load_model(str(copy))
+
+
+@pytest.mark.parametrize("text", ["", "5", "null", "[]", '{"format": "other"}', '{"format": "gmodiff-card-1", "name": "x"}'])
 def test_cards_that_are_none_are_refused(tmp_path, text):
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(FileFormatError, match="not a model card"):

@@ -179,6 +179,8 @@ def test_the_grid_of_a_pixel_shuffle_is_seen_and_the_blocks_of_jpeg_are_not():
     assert abs(grid_excess(wall + noise, wall, known)) < 0.5
     cells = np.kron(rng.normal(0, 0.004, (64, 64, 1)), np.ones((4, 4, 1))).astype(np.float32)
     assert grid_excess(wall + noise + cells, wall, known) > 3
+    for stripes in (cells[:, :1], cells[:1]):  # a grid in one direction counts as one
+        assert grid_excess(wall + noise + stripes, wall, known) > 3
     blocks = np.kron(rng.normal(0, 0.004, (32, 32, 1)), np.ones((8, 8, 1))).astype(np.float32)
     assert abs(grid_excess(wall + noise + blocks, wall, known)) < 0.5
     assert grid_excess(wall, wall, ~known) is None

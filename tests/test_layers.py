@@ -54,7 +54,7 @@ def imports(module: str) -> set[str]:
 FOLDERS = {
     "datasets": set(ALLOWED) - {"runtime", "estimate", "pipeline"} | {"datasets", "decode", "exposure", "floatfiles", "reader"},
     "model": {"errors", "gainmap", "model"},
-    "train": set(ALLOWED) | {"datasets", "evaluate", "model", "reader", "train"},
+    "train": set(ALLOWED) | {"datasets", "evaluate", "model", "reader", "train", "writer"},
     "evaluate": set(ALLOWED) | {"datasets", "evaluate", "reader", "runtime", "writer"},
 }
 """Folders of modules and what their modules may import beyond themselves: evaluation never a model or training, nothing the command."""

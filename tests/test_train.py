@@ -17,15 +17,15 @@ import torch
 from PIL import Image
 
 from gmodiff.datasets.dataset import open_dataset
-from gmodiff.datasets.held_out import HELD_OUT_PHOTOS, TEST_CAMERAS, training_pictures
+from gmodiff.datasets.held_out import HELD_OUT_FOLDERS, HELD_OUT_PHOTOS, TEST_CAMERAS, training_pictures
 from gmodiff.errors import InputError
 from gmodiff.model.regressor import Regressor, Shape, full_gain
 from gmodiff.model.weights import read_weights
 from gmodiff.train import loop
-from gmodiff.train.crops import Batches, stack
+from gmodiff.train.crops import Batches, Place, cut, stack
 from gmodiff.train.losses import average_precision, errs, estimate_loss, full_size
 from gmodiff.train.recipes import MASK, REGRESSOR
-from gmodiff.train.scenes import SceneStore, draw, find_sources, render
+from gmodiff.train.scenes import SceneStore, TrainingScene, draw, find_sources, render
 
 SETS = Path(__file__).parent.parent / "benchmarks" / "sets"
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
@@ -70,6 +70,15 @@ def same(one: dict, other: dict, tolerance: float = 0.0) -> bool:
 
 
 # ---- what training may see ----
+
+
+def test_real_brackets_of_the_committed_set_are_never_trained_on(data, tmp_path):
+    folders = {s.recipe.folder.rpartition("/")[2] for s in open_dataset(SETS / "real-static.toml", SETS).scenes}
+    assert folders == set(HELD_OUT_FOLDERS)
+    for name in (*folders, "own"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "photo.jpg").write_bytes((data / "photo.jpg").read_bytes())
+    assert [p.parent.name for p in training_pictures(tmp_path)[1]] == ["own"]
 
 
 @pytest.mark.parametrize("name", ["synthetic-val", "synthetic-hard"])
@@ -159,11 +168,42 @@ def test_the_reference_comes_first_and_truth_is_on_its_scale(store):
 
 def test_a_cached_scene_is_the_same_and_one_cut_short_is_made_again(store):
     made = store[1]
-    path = next(store.cache.glob("scene_1_000001.npz"))
+    path = next(store.cache.glob("*/scene_000001.npz"))
     path.write_bytes(path.read_bytes()[:1000])
     again = store[1]
     assert np.array_equal(made.truth, again.truth)
     assert np.array_equal(made.codes, store[1].codes)
+
+
+def test_other_pictures_or_sizes_have_other_caches(store, data):
+    other = SceneStore(find_sources(data), 1, store.cache, size=96)
+    assert other.digest != store.digest
+    assert other[1].truth.shape == (96, 96, 3)
+    fewer = replace(store.sources, photos=())
+    assert SceneStore(fewer, 1, store.cache, size=64).digest != store.digest
+
+
+def test_every_array_of_a_crop_is_cut_turned_and_swapped_alike():
+    """A scene whose arrays all hold row, column and channel: whatever was done to one was done to all."""
+    rows, columns = np.mgrid[0:64, 0:64]
+    place_of = np.stack([rows * 2, columns * 2, np.full((64, 64), 77)], axis=-1).astype(np.uint8)
+    codes = np.stack([place_of, place_of, place_of])
+    half = place_of.astype(np.float16)
+    table = np.repeat(np.arange(256, dtype=np.float32)[:, None], 3, axis=1)
+    scene = TrainingScene(codes, codes[..., 0], np.array([0, -2, 2], np.float32), table, half, half, np.zeros((64, 64), bool))
+    for flip_x, flip_y, turn in np.ndindex(2, 2, 2):
+        made = cut(scene, Place(0, 5, 9, bool(flip_x), bool(flip_y), bool(turn), (2, 0, 1)), 32)
+        wanted = made["truth"] * 4  # relative to the short frame's white
+        for value in (made["merged"], made["encoded"] * 255, *made["linear"]):
+            torch.testing.assert_close(value, wanted)
+        assert set(wanted[0].unique().tolist()) == {77.0}
+        for covered in made["coverage"]:
+            torch.testing.assert_close(covered[0] * 255, wanted[1])
+
+
+def test_batches_that_processes_cannot_share_are_refused(store):
+    with pytest.raises(InputError, match="3 processes cannot share batches of 2"):
+        Batches(store, RECIPE, (0, 3))
 
 
 def test_processes_share_a_batch_between_them(store):
@@ -217,6 +257,9 @@ def test_stopped_and_gone_on_is_the_same_as_never_stopped(store, tmp_path):
     loop.train(RECIPE, store, tmp_path / "parts", workers=1, say=said.append)
     assert said[0] == "going on at step 4 of 8"
     assert same(weights_of(tmp_path / "whole" / loop.WEIGHTS), weights_of(tmp_path / "parts" / loop.WEIGHTS))
+    (tmp_path / "parts" / loop.WEIGHTS).unlink()
+    loop.train(RECIPE, store, tmp_path / "parts", workers=0, say=lambda _: None)  # nothing left to do but to write them again
+    assert same(weights_of(tmp_path / "whole" / loop.WEIGHTS), weights_of(tmp_path / "parts" / loop.WEIGHTS))
     steps = [json.loads(line)["step"] for line in (tmp_path / "parts" / loop.LOG).read_text().splitlines()]
     assert steps == [4, 8]
 
@@ -225,6 +268,8 @@ def test_other_settings_do_not_go_on(store, tmp_path):
     loop.train(RECIPE, store, tmp_path, workers=0, say=lambda _: None, stop_after=4)
     with pytest.raises(InputError, match=r"was begun with rate 0\.002, now it is 0\.1"):
         loop.train(replace(RECIPE, rate=0.1), store, tmp_path, workers=0)
+    with pytest.raises(InputError, match="was begun with pictures"):
+        loop.train(RECIPE, replace(store, seed=2), tmp_path, workers=0)
     (tmp_path / loop.CHECKPOINT).write_bytes(b"half a file")
     with pytest.raises(InputError, match="not a checkpoint"):
         loop.train(RECIPE, store, tmp_path, workers=0)
@@ -317,6 +362,14 @@ def test_two_processes_make_the_steps_of_one(data, cache, tmp_path):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert same(weights_of(tmp_path / "one" / loop.WEIGHTS), weights_of(tmp_path / "two" / loop.WEIGHTS), 1e-5)
+
+
+def test_what_goes_wrong_in_a_worker_is_one_line(data, tmp_path):
+    sources = find_sources(data)
+    store = SceneStore(replace(sources, hdr=(), photos=(tmp_path / "gone.jpg",)), 1, None, size=64)
+    with pytest.raises(InputError) as error:
+        loop.train(RECIPE, store, tmp_path / "run", workers=1, say=lambda _: None)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 The network says what to add to the gain of the classical merge (`model.regressor`); this module feeds it and applies the answer:
 
-    H = (H_merged + o) * (1 + mu)**change - o,     o = (L + 1/64) / mu,     mu = 100
+    H = (H_merged + o) * (1 + mu)**change - o,     o = (L + 1/64) / mu,     mu = 100,     H relative to the short frame's white
 
 which is `gainmap.radiance_from_mu_gain(mu_gain(H_merged, L) + change, L)` without its logarithm. Tiles overlap by twice what the network
 sees around a pixel, so that nobody can tell where one ended.

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.resources import files
 from importlib.util import find_spec
@@ -49,6 +50,11 @@ class Card:
     gain_limit: float
     facts: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits of the weights: rows of an evaluation carry them."""
+        return hashlib.sha256(json.dumps(dict(self.sha256), sort_keys=True).encode()).hexdigest()[:16]
+
     @staticmethod
     def read(path: Path) -> Card:
         """Raises FileFormatError where the file is not a card of ours."""
@@ -58,10 +64,14 @@ class Card:
                 raise ValueError("another format")
             known = {k: stored.pop(k) for k in ("name", "about", "sha256", "max_frames", "stride", "halo_px", "gain_limit")}
             card = Card(**known, facts=stored)
-            if not (isinstance(card.sha256, dict) and min(card.max_frames, card.stride, card.halo_px) > 0):
-                raise ValueError("values out of range")
+            whole = (card.max_frames, card.stride, card.halo_px)
+            if not (isinstance(card.sha256, dict) and all(type(n) is int and n > 0 for n in whole) and card.max_frames > 2):
+                raise ValueError("max_frames, stride or halo_px out of range")
+            number = isinstance(card.gain_limit, (int, float))
+            if card.halo_px % card.stride or not number or not 0 < card.gain_limit < 10:
+                raise ValueError("halo_px is no multiple of stride, or gain_limit out of range")
             return card
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise FileFormatError(f"{path}: not a model card of this program ({type(error).__name__}: {error})") from None
 
 
@@ -193,7 +203,8 @@ class _OpenVINO:
     @property
     def runtime(self) -> str:
         """See `Model`."""
-        precision = "float32" if "INFERENCE_PRECISION_HINT" in self._settings else "bfloat16 where the processor has it"
+        exact = "INFERENCE_PRECISION_HINT" in self._settings
+        precision = "float32" if exact else "bfloat16 where the processor has it" if self._device == "CPU" else "its own precision"
         return f"OpenVINO on {self._device}, {precision}"
 
     def __call__(self, inputs: Arrays) -> dict[str, F32]:
@@ -202,12 +213,16 @@ class _OpenVINO:
         if key not in self._compiled:
             fixed = self._model.clone()
             fixed.reshape({k: list(v.shape) for k, v in inputs.items()})
+            while len(self._compiled) > 1:  # programs hold memory; a picture's tiles have one size
+                del self._compiled[next(iter(self._compiled))]
             try:
-                self._compiled[key] = self._core.compile_model(fixed, self._device, self._settings).create_infer_request()
+                with _memory_errors():
+                    self._compiled[key] = self._core.compile_model(fixed, self._device, self._settings).create_infer_request()
             except RuntimeError as error:
                 raise InputError(f"OpenVINO cannot run model {self.card.name} on {self._device} ({_first_line(error)})") from None
         request = self._compiled[key]
-        request.infer(dict(inputs), share_inputs=True)
+        with _memory_errors():
+            request.infer(dict(inputs), share_inputs=True)
         return {output.get_any_name(): np.array(request.get_tensor(output).data, np.float32) for output in request.model_outputs}
 
 
@@ -226,11 +241,11 @@ class _OnnxRuntime:
         options.intra_op_num_threads = threads()
         options.log_severity_level = 4
         there = onnxruntime.get_available_providers()
-        wanted = [p for p in self.PROVIDERS if p in there] if device == "auto" else [f"{device}ExecutionProvider", "CPUExecutionProvider"]
-        if device == "cpu":
-            wanted = ["CPUExecutionProvider"]
-        unknown = [p for p in wanted if p not in there]
-        if unknown:
+        wanted = [p for p in self.PROVIDERS if p in there]
+        if device != "auto":
+            wanted = [p for p in there if p.lower() == f"{device}ExecutionProvider".lower()]
+            wanted += [] if wanted == ["CPUExecutionProvider"] else ["CPUExecutionProvider"] * bool(wanted)
+        if not wanted:
             raise InputError(f"device {device!r}: this ONNX Runtime has {', '.join(p.removesuffix('ExecutionProvider') for p in there)}")
         try:
             self._session = onnxruntime.InferenceSession(str(weights), options, providers=wanted)
@@ -245,7 +260,8 @@ class _OnnxRuntime:
 
     def __call__(self, inputs: Arrays) -> dict[str, F32]:
         """See `Model`."""
-        return dict(zip(self._names, self._session.run(None, dict(inputs)), strict=True))
+        with _memory_errors():
+            return dict(zip(self._names, self._session.run(None, dict(inputs)), strict=True))
 
 
 class _Torch:
@@ -253,6 +269,7 @@ class _Torch:
 
     def __init__(self, card: Card, weights: Path, device: str, exact: bool) -> None:
         try:
+            import safetensors  # noqa: F401  (reads the weights, later)
             import torch
 
             from gmodiff.model.weights import read_weights
@@ -278,7 +295,7 @@ class _Torch:
 
         given = {k: torch.from_numpy(np.ascontiguousarray(v)).to(self._device) for k, v in inputs.items()}
         frames = {k: given[k][None] for k in ("linear", "stops", "coverage")}
-        with torch.no_grad(), torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
+        with _memory_errors(), torch.no_grad(), torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
             estimate = self._network(**frames, merged=given["merged"], encoded=given["encoded"], with_mask=True)
         found = {
             "change": estimate.change,
@@ -286,6 +303,19 @@ class _Torch:
             "degradation": torch.sigmoid(estimate.degradation),
         }
         return {k: v.float().cpu().numpy() for k, v in found.items()}
+
+
+@contextmanager
+def _memory_errors() -> Iterator[None]:
+    """Every engine says in its own way that memory did not suffice."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        if any(word in str(error).lower() for word in ("alloc", "out of memory", "not enough memory")):
+            raise MemoryError(_first_line(error)) from None
+        raise
 
 
 def _not_loadable(path: Path, engine: str, error: Exception) -> FileFormatError:

@@ -27,6 +27,17 @@ HELD_OUT_PHOTOS = (
 )
 """File names of photos that evaluation is made of."""
 
+HELD_OUT_FOLDERS = (
+    "hdrtb_stack_room",
+    "luishsu_pentax_city_night",
+    "luishsu_pentax_glass_dusk",
+    "luishsu_pentax_shade",
+    "luishsu_pentax_tower_night",
+    "luishsu_sample_street",
+    "radiantlab_office_fisheye",
+)
+"""Folders of the real brackets that evaluation is made of."""
+
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png")
 MANIFEST = "MANIFEST.csv"
 
@@ -34,16 +45,21 @@ MANIFEST = "MANIFEST.csv"
 def training_pictures(data: Path) -> tuple[list[Path], list[Path]]:
     """HDR pictures and photos below a folder that training may see, each in the order of their paths.
 
-    Left out are pictures whose row in a MANIFEST.csv beside them has another split than "train", and HELD_OUT_PHOTOS wherever they
-    lie. Raises InputError where the folder is not there or a manifest cannot be read.
+    Left out are pictures whose row in a MANIFEST.csv, beside them or in `data`, has another split than "train"; HELD_OUT_PHOTOS and
+    HELD_OUT_FOLDERS wherever they lie; and folders called "brackets" or holding a training run, whose pictures are no scenes.
+    Raises InputError where the folder is not there or a manifest cannot be read.
     """
     if not data.is_dir():
         raise InputError(f"{data} is not a folder: --data names one that holds HDR pictures (.hdr, .exr) or photos (.jpg, .png)")
     hdr, photos = [], []
-    for folder in sorted({data, *(p for p in data.iterdir() if p.is_dir() and p.name != "brackets")}):
-        kept_for_testing = _not_for_training(folder / MANIFEST)
+    of_all = _not_for_training(data / MANIFEST)
+    for folder in sorted({data, *(p for p in data.iterdir() if p.is_dir())}):
+        if folder.name in (*HELD_OUT_FOLDERS, "brackets") or (folder / "checkpoint.pt").exists():
+            continue
+        kept_for_testing = {*HELD_OUT_PHOTOS, *_not_for_training(folder / MANIFEST)}
         for path in sorted(folder.iterdir()):
-            if path.name in kept_for_testing or path.name in HELD_OUT_PHOTOS or not path.is_file():
+            names = {path.name, path.relative_to(data).as_posix()}
+            if path.name in kept_for_testing or names & of_all or not path.is_file():
                 continue
             if path.suffix.lower() in HDR_SUFFIXES:
                 hdr.append(path)

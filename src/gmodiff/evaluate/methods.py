@@ -7,7 +7,6 @@ one factor, which `metrics.fitted_scale` gives them (rows keep the factor, and P
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -61,9 +60,9 @@ def method(name: str) -> Method:
         return METHODS[name]
     shown, found, card = name.partition("model:")
     if found and card and (not shown or _is_label(shown)):
-        path, _, auto = card.partition("@")
-        if auto in ("", "auto"):
-            return _learned(shown.removesuffix("=") or name, path, bool(auto), f"the network of {path}")
+        path = card.removesuffix("@auto")
+        load_card(path)
+        return _learned(shown.removesuffix("=") or name, path, path != card, f"the network of {path}")
     shown, found, _ = name.partition("saved:")
     if found and (not shown or _is_label(shown)):
         return _saved(name)
@@ -118,7 +117,7 @@ def _learned(name: str, card: str, auto: bool, about: str) -> Method:
 
 @lru_cache(maxsize=8)
 def _weights_of(card: str) -> str:
-    return fingerprint(json.dumps(dict(load_card(card).sha256), sort_keys=True))
+    return load_card(card).fingerprint
 
 
 # ---- OpenCV ---------------------------------------------------------------------------------------------------------------

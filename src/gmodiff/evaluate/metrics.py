@@ -100,7 +100,7 @@ def grid_excess(estimate: F32, truth: F32, known: Mask) -> float | None:
 
     Both pictures (H, W, 3), compressed. Networks that end in a pixel shuffle by 4 leave such a grid on flat walls. Steps across columns
     (rows) 3 and 4 of every 8 are compared with those across 1-2, 2-3, 4-5 and 5-6, so that the blocks of JPEG, which meet between 7 and
-    0, do not count; the worse of both directions. None where too little is flat.
+    0 in a photo that was not cropped, do not count; the worse of both directions. None where too little is flat.
     """
     error = (estimate - truth).mean(axis=-1)
     level = truth.mean(axis=-1)

@@ -1,7 +1,7 @@
 """The compact degradation-aware regressor: from aligned frames to the gain of the reference frame, and where that is doubtful.
 
 Stages 1 and 2 of the paper (section 3.3) in another shape. The network does not paint the gain map: it says, per pixel and channel,
-how much each aligned frame counts beside the classical merge, and adds a bounded residual. Untrained it is the classical merge.
+how much each aligned frame counts beside the classical merge, and adds a bounded residual. Untrained it leans on the merge.
 
     G  = mu_gain(merged) + sum_i w_i (mu_gain(frame_i) - mu_gain(merged)) + residual,      0 <= G <= GAIN_LIMIT
 
@@ -35,7 +35,7 @@ STRIDE = 32
 """Sides of the network's input are multiples of this."""
 
 HALO_PX = 96
-"""How far around a pixel the network sees, as far as it matters (tests/test_estimate.py); a multiple of STRIDE."""
+"""How far around a pixel the network sees, as far as it matters (tests/test_regressor.py, on the shipped weights); a multiple of STRIDE."""
 
 _CLIPPED_PRIOR, _MERGED_PRIOR = 8.0, 2.0
 """Logits by which a clipped or uncovered sample starts behind, and the classical merge ahead."""
@@ -43,7 +43,7 @@ _CLIPPED_PRIOR, _MERGED_PRIOR = 8.0, 2.0
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of the network. widths: channels at 1/2, 1/4, 1/8 and 1/16 of the side; blocks: of encoder, middle, decoder."""
+    """Sizes of the network. widths: channels at 1/4, 1/8, 1/16 and 1/32 of the side; blocks: of encoder, middle, decoder."""
 
     fold: int = 4
     widths: tuple[int, int, int, int] = (32, 64, 128, 192)
@@ -192,7 +192,7 @@ class Regressor(nn.Module):
         self.from_trunk, self.from_reference, self.from_support = (nn.Conv2d(width, width, 1) for _ in range(3))
         self.weigh_frame = _shuffled(nn.Conv2d(width, 3 * cell, 1), cell, zero=True)
         self.weigh_merged, self.residual = (_shuffled(nn.Conv2d(width, 3 * cell, 3, padding=1), cell, zero=True) for _ in range(2))
-        # At full size and blind to where a pixel lies in its 2x2 cell: it undoes what the pixel shuffle would leave of a grid.
+        # At full size and blind to where a pixel lies in its cell: it undoes what the pixel shuffle would leave of a grid.
         self.polish = nn.Sequential(nn.Conv2d(12, shape.polish, 3, padding=1), nn.LeakyReLU(0.1), nn.Conv2d(shape.polish, 3, 3, padding=1))
         for parameter in self.polish[2].parameters():
             nn.init.zeros_(parameter)

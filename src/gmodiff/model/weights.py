@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from gmodiff.errors import FileFormatError
+from gmodiff.errors import FileFormatError, OutputError
 from gmodiff.model.regressor import Regressor, Shape
 
 FORMAT = "gmodiff-regressor-1"
@@ -16,13 +17,26 @@ FORMAT = "gmodiff-regressor-1"
 
 def write_weights(network: Regressor, path: Path, facts: dict[str, Any], *, half: bool = False) -> None:
     """Write all weights; facts are plain values kept beside them. half: as float16, for shipping."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     kept = {k: v.detach().cpu().to(torch.float16 if half else torch.float32).contiguous() for k, v in network.state_dict().items()}
     header = {"format": FORMAT, "shape": json.dumps(network.shape.as_dict()), "facts": json.dumps(facts)}
     unfinished = path.with_name(f".{path.name}")
-    save_file(kept, unfinished, header)
-    unfinished.replace(path)
+    try:
+        save_file(kept, unfinished, header)
+        unfinished.chmod(0o666 & ~_umask())  # safetensors writes for the owner alone
+        unfinished.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"{path}: cannot be written ({error})") from None
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def read_weights(path: Path) -> tuple[Regressor, dict[str, Any]]:

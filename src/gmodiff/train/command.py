@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from gmodiff.errors import InputError, MissingDependencyError
+
+if TYPE_CHECKING:
+    from gmodiff.train.recipes import Recipe
 
 
 @click.group(short_help="Train the networks, and export what ships.")
@@ -39,7 +42,7 @@ def _stage(stage: str, about: str) -> Callable[..., Any]:
                     "--from", "start", type=click.Path(path_type=Path), metavar="RUN", help="Begin with these weights: a run or a file."
                 ),
                 click.option(
-                    "--cache", type=click.Path(path_type=Path), metavar="FOLDER", help="Keep rendered scenes here (about 5 MB each)."
+                    "--cache", type=click.Path(path_type=Path), metavar="FOLDER", help="Keep rendered scenes here (about 4 MB each)."
                 ),
                 click.option(
                     "--curves",
@@ -54,7 +57,7 @@ def _stage(stage: str, about: str) -> Callable[..., Any]:
                 click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Largest learning rate."),
                 click.option("--save-every", type=click.IntRange(min=1), help="Steps from checkpoint to checkpoint."),
                 click.option("--check-scenes", type=click.IntRange(min=1), help="Scenes never trained on, looked at with each checkpoint."),
-                click.option("--seed", type=click.IntRange(min=0), help="Of scenes, crops and first weights."),
+                click.option("--seed", type=click.IntRange(min=0), help="Of crops and first weights, and of a regressor's scenes."),
                 click.option("--bf16", is_flag=True, help="Compute in bfloat16 where that is safe."),
                 click.option(
                     "--workers", type=click.IntRange(min=0), default=1, show_default=True, help="Processes that render and cut crops."
@@ -111,10 +114,23 @@ def _run(
         start = start / WEIGHTS
     if start is not None and not start.is_file():
         raise InputError(f"--from {start}: no weights there; a run that has saved holds {WEIGHTS}")
-    store = SceneStore(find_sources(data, curves), recipe.seed if stage == "regressor" else RECIPES["regressor"].seed, cache)
+    sources = find_sources(data, curves)
+    where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    seen = f"{len(sources.hdr)} HDR pictures and {len(sources.photos)} photos, {recipe.scenes} simulated brackets"
+    recipe = replace(recipe, data=seen, hardware=where)
+    store = SceneStore(sources, _scene_seed(recipe, start), cache)
     weights = train(recipe, store, out, start=start, workers=workers, say=lambda text: click.echo(text, err=True))
     if weights is not None:
         click.echo(weights)
+
+
+def _scene_seed(recipe: Recipe, start: Path | None) -> int:
+    """The mask learns on the scenes of the regressor it belongs to."""
+    from gmodiff.model.weights import read_weights
+
+    if recipe.stage == "regressor" or start is None:
+        return recipe.seed
+    return int(read_weights(start)[1].get("recipe", {}).get("seed", recipe.seed))
 
 
 def _need_torch() -> None:
@@ -129,12 +145,8 @@ def _need_torch() -> None:
 @click.option("--from", "start", type=click.Path(path_type=Path), required=True, metavar="RUN", help="A run or a weights file.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="NAME.json",
               help="The card; NAME.onnx and NAME.safetensors go beside it.")  # fmt: skip
-@click.option(
-    "--rows", multiple=True, type=click.Path(path_type=Path), metavar="ROWS.jsonl", help="Evaluation rows whose means the card shows."
-)
-@click.option("--method", "measured_as", default=None, metavar="NAME", help="Method of those rows. Default: the model's name.")
 @click.option("--force", is_flag=True, help="Overwrite.")
-def export(start: Path, output: Path, rows: tuple[Path, ...], measured_as: str | None, force: bool) -> None:
+def export(start: Path, output: Path, force: bool) -> None:
     """Write NAME.onnx (any runtime), NAME.safetensors (torch), both in half precision, and the card NAME.json."""
     _need_torch()
     from gmodiff.train.loop import WEIGHTS
@@ -146,5 +158,23 @@ def export(start: Path, output: Path, rows: tuple[Path, ...], measured_as: str |
     if taken and not force:
         raise InputError(f"{taken[0]} exists: give --force to overwrite it, or another name")
     weights = start / WEIGHTS if start.is_dir() else start
-    for path in ship(weights, output, rows=rows, method=measured_as or output.stem):
+    for path in ship(weights, output):
         click.echo(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
+
+
+@train.command(short_help="Put measured scores on a model's card.")
+@click.argument("rows", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="ROWS.jsonl...")
+@click.option("-o", "--card", type=click.Path(path_type=Path), required=True, metavar="NAME.json", help="The card to complete.")
+@click.option("--method", "measured_as", default=None, metavar="NAME", help="Method of the rows. Default: the model's name.")
+def scores(rows: tuple[Path, ...], card: Path, measured_as: str | None) -> None:
+    """Put the means of evaluation rows on a card; rows of other weights are refused.
+
+    \b
+      gmodiff evaluate benchmarks/sets/synthetic-val.toml -m compact=model:compact.json -o results/
+      gmodiff train scores results/synthetic-val.jsonl -o compact.json
+    """
+    _need_torch()
+    from gmodiff.train.shipping import add_scores
+
+    add_scores(card, rows, measured_as or card.stem)
+    click.echo(card)

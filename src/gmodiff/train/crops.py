@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from gmodiff.errors import InputError
 from gmodiff.moving_scene import generator
 from gmodiff.train.recipes import Recipe
 from gmodiff.train.scenes import SceneStore, TrainingScene
@@ -26,7 +27,7 @@ truth is relative to the short frame's white."""
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """A crop of a scene, and how it is turned and its channels swapped.
 
     others: other places of the scene, of which that is taken where most is both clipped and moving: what is hard is rare.
@@ -52,16 +53,18 @@ class Batches(Dataset[Batch]):
     _groups: list[NDArray[np.int64]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        if self.recipe.batch % self.share[1]:
+            raise InputError(f"{self.share[1]} processes cannot share batches of {self.recipe.batch}: give a --batch that they divide")
         counts = np.array([self.store.frames(k) for k in range(self.recipe.scenes)])
         self._groups = [np.flatnonzero(counts == n) for n in np.unique(counts)]
 
     def __getitem__(self, step: int) -> Batch:
-        """All crops of a step have as many frames as each other."""
+        """All crops of a step have as many frames as each other. Raises InputError where a scene cannot be rendered."""
         rank, world = self.share
         mine = self._places(step)[rank::world]
         return stack([cut(self.store[p.scene], p, self.recipe.crop_px) for p in mine])
 
-    def _places(self, step: int) -> list[_Place]:
+    def _places(self, step: int) -> list[Place]:
         recipe = self.recipe
         rng = generator((recipe.seed, CROP_STREAM, step))
         sizes = np.array([len(g) for g in self._groups], float)
@@ -76,11 +79,11 @@ class Batches(Dataset[Batch]):
             tries = rng.integers(0, room, (OTHER_PLACES, 2)) if rng.random() < HARD_SHARE else ()
             others = tuple((int(y), int(x)) for y, x in tries)
             scene = int(scenes[n // recipe.crops_per_scene])
-            places.append(_Place(scene, top, left, flip_x, flip_y, turn, (int(a), int(b), int(c)), others))
+            places.append(Place(scene, top, left, flip_x, flip_y, turn, (int(a), int(b), int(c)), others))
         return places
 
 
-def cut(scene: TrainingScene, place: _Place, side: int) -> Batch:
+def cut(scene: TrainingScene, place: Place, side: int) -> Batch:
     """One crop as tensors, without the batch's dimension."""
     top, left = _hardest(scene, ((place.top, place.left), *place.others), side)
     rows, columns = slice(top, top + side), slice(left, left + side)
@@ -123,4 +126,4 @@ def check_scene(store: SceneStore, number: int) -> Batch:
     """The middle of one of the scenes that steer, as a batch of one."""
     side = min(CHECK_PX, store.size)
     start = (store.size - side) // 2
-    return stack([cut(store[CHECK_FROM + number], _Place(0, start, start, False, False, False, (0, 1, 2)), side)])
+    return stack([cut(store[CHECK_FROM + number], Place(0, start, start, False, False, False, (0, 1, 2)), side)])

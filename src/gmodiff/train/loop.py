@@ -17,9 +17,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from gmodiff.errors import InputError
+from gmodiff.datasets.scene import fingerprint
+from gmodiff.errors import GMODiffError, InputError, OutputError
 from gmodiff.model.regressor import Regressor, full_gain, radiance_from_mu_gain
 from gmodiff.model.weights import read_weights, write_weights
 from gmodiff.train.crops import Batch, Batches, check_scene
@@ -27,6 +28,7 @@ from gmodiff.train.losses import average_precision, compress, errs, estimate_los
 from gmodiff.train.plot import plot_log
 from gmodiff.train.recipes import Recipe
 from gmodiff.train.scenes import SceneStore
+from gmodiff.writer import replacing
 
 CHECKPOINT, LOG, PLOT, WEIGHTS = "checkpoint.pt", "log.jsonl", "log.png", "weights.safetensors"
 LOG_EVERY = 50
@@ -119,19 +121,26 @@ def _train(
         parameter.requires_grad_(True)
     optimiser = torch.optim.AdamW(trained, recipe.rate, weight_decay=recipe.weight_decay)
     averaged = {k: v.detach().clone() for k, v in network.state_dict().items()}
-    first, spent = _resume(out, recipe, network, optimiser, averaged, team.device)
+    inputs = {"pictures": store.digest, "start": "none" if start is None else fingerprint("", {"start": start})}
+    first, spent = _resume(out, recipe, network, optimiser, averaged, inputs)
     if first and team.leads:
         say(f"going on at step {first} of {recipe.steps}")
 
-    batches = Batches(store, recipe, (team.rank, team.world))
+    batches = _Told(Batches(store, recipe, (team.rank, team.world)))
     steps = range(first, recipe.steps if stop_after is None else min(stop_after, recipe.steps))
     loader = DataLoader(
         batches, batch_size=None, sampler=steps, num_workers=workers, prefetch_factor=4 if workers else None, worker_init_fn=_one_thread
     )
-    log = _Log(out / LOG, first, team.leads)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        log = _Log(out / LOG, first, team.leads)
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be written ({error.strerror}); give another --out") from None
     forward = team.wrap(network)
     began = time.monotonic() - spent
     for step, batch in zip(steps, loader, strict=True):
+        if isinstance(batch, GMODiffError):
+            raise batch
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(recipe, step)
         batch = {k: v.to(team.device, non_blocking=True) for k, v in batch.items()}
@@ -151,8 +160,10 @@ def _train(
             checked = check(recipe, store, averaged)
             log.check(done, checked, time.monotonic() - began)
             say(f"step {done}/{recipe.steps}: " + ", ".join(f"{k} {v:.4g}" for k, v in checked.items()))
-            _save(out, recipe, network, optimiser, averaged, done, time.monotonic() - began, before)
+            _save(out, recipe, network, optimiser, averaged, done, time.monotonic() - began, before, inputs)
             plot_log(out / LOG, out / PLOT)
+    if team.leads and not steps and not (out / WEIGHTS).is_file():
+        _save_weights(out, recipe, averaged, first, spent, before)
     return out / WEIGHTS if team.leads else None
 
 
@@ -193,6 +204,19 @@ def check(recipe: Recipe, store: SceneStore, averaged: dict[str, Tensor]) -> dic
     return {k: float(torch.tensor(v).nanmean()) for k, v in found.items()}
 
 
+class _Told(Dataset["Batch | GMODiffError"]):
+    """Batches, or the error instead: a worker that raised would wrap it in a page of its own."""
+
+    def __init__(self, batches: Batches) -> None:
+        self._batches = batches
+
+    def __getitem__(self, step: int) -> Batch | GMODiffError:
+        try:
+            return self._batches[step]
+        except GMODiffError as error:
+            return error
+
+
 def _one_thread(_: int) -> None:
     """Workers that render in the background do not fight over cores with the network."""
     import cv2
@@ -213,28 +237,33 @@ def _save(
     step: int,
     spent: float,
     before: dict[str, Any],
+    inputs: dict[str, str],
 ) -> None:
-    out.mkdir(parents=True, exist_ok=True)
+    # The weights first: a kill in between leaves a checkpoint from which they are made again.
+    _save_weights(out, recipe, averaged, step, spent, before)
     state = {
-        "recipe": json.dumps(recipe.as_dict(), sort_keys=True),
+        "recipe": json.dumps(recipe.as_dict() | inputs, sort_keys=True),
         "step": step,
         "spent": spent,
         "network": network.state_dict(),
         "averaged": averaged,
         "optimiser": optimiser.state_dict(),
     }
-    unfinished = out / f".{CHECKPOINT}"
-    with unfinished.open("wb") as stream:
+    with replacing(out / CHECKPOINT, force=True) as unfinished, unfinished.open("wb") as stream:
         torch.save(state, stream)
         stream.flush()
         os.fsync(stream.fileno())
-    unfinished.replace(out / CHECKPOINT)
+
+
+def _save_weights(out: Path, recipe: Recipe, averaged: dict[str, Tensor], step: int, spent: float, before: dict[str, Any]) -> None:
     best = Regressor(recipe.shape)
     best.load_state_dict(averaged)
     facts = {
         "steps": _added(before.get("steps", {}), recipe.stage, step),
         "spent": _added(before.get("spent", {}), recipe.stage, round(spent)),
         "recipe": before.get("recipe", recipe.as_dict()),
+        "data": before.get("data", {}) | {recipe.stage: recipe.data},
+        "hardware": before.get("hardware", {}) | {recipe.stage: recipe.hardware},
     }
     write_weights(best, out / WEIGHTS, facts)
 
@@ -245,23 +274,26 @@ def _added(so_far: dict[str, int], stage: str, value: int) -> dict[str, int]:
 
 
 def _resume(
-    out: Path, recipe: Recipe, network: Regressor, optimiser: torch.optim.Optimizer, averaged: dict[str, Tensor], device: torch.device
+    out: Path, recipe: Recipe, network: Regressor, optimiser: torch.optim.Optimizer, averaged: dict[str, Tensor], inputs: dict[str, str]
 ) -> tuple[int, float]:
     """(first step to make, seconds spent so far)."""
     path = out / CHECKPOINT
     if not path.is_file():
         return 0, 0.0
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
         settings = json.loads(state["recipe"])
     except Exception as error:
         raise InputError(f"{path}: not a checkpoint of this program ({type(error).__name__}); give another --out") from None
-    now = json.loads(json.dumps(recipe.as_dict()))
+    now = json.loads(json.dumps(recipe.as_dict() | inputs))
     different = [k for k in now if settings.get(k) != now[k] and k not in _MAY_DIFFER]
     if different:
         k = different[0]
         raise InputError(f"{out} was begun with {k} {settings.get(k)!r}, now it is {now[k]!r}: give the same settings, or another --out")
-    network.load_state_dict(state["network"])
+    try:
+        network.load_state_dict(state["network"])
+    except RuntimeError:
+        raise InputError(f"{path} holds another network than this version trains: give another --out, or --from its weights") from None
     optimiser.load_state_dict(state["optimiser"])
     for name, value in state["averaged"].items():
         averaged[name].copy_(value)

@@ -54,7 +54,7 @@ def errs(gain: Tensor, truth: Tensor, encoded: Tensor) -> Tensor:
 
 
 def full_size(logits: Tensor, like: Tensor) -> Tensor:
-    """(B, 1, h, w) logits of the mask at the size of another picture, bilinear, as `estimate` enlarges them."""
+    """(B, 1, h, w) logits of the mask at the size of another picture, bilinear."""
     return functional.interpolate(logits, like.shape[-2:], mode="bilinear")
 
 

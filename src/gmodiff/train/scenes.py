@@ -6,9 +6,10 @@ killed. Rendering costs about a second; a cache folder keeps what was rendered.
 
 from __future__ import annotations
 
-import os
+import hashlib
 import zipfile
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,15 @@ from gmodiff.calibrate import calibrate
 from gmodiff.datasets.held_out import TEST_CAMERAS, training_pictures
 from gmodiff.datasets.measured_responses import known_cameras, measured_response
 from gmodiff.datasets.pictures import HDR_SUFFIXES, exposed, read_radiance
-from gmodiff.errors import GMODiffError, InputError
+from gmodiff.datasets.scene import fingerprint
+from gmodiff.errors import GMODiffError, InputError, OutputError
 from gmodiff.image import Bracket
 from gmodiff.merge import merge
 from gmodiff.moving_scene import Cutout, Motion, generator, piece_of
 from gmodiff.radiometry import F32, CameraResponse
 from gmodiff.reader import read
 from gmodiff.simulate import Camera, simulate
+from gmodiff.writer import replacing
 
 SIZE_PX, MARGIN_PX = 384, 24
 """Side of a training scene, and the picture kept around it for shake."""
@@ -35,6 +38,10 @@ LEAST_HDR_PX, LEAST_HDR_STOPS = 64, 1.0
 """Rows of a panorama, and stops from the median to the brightest thousandth, that a training picture has at least."""
 SCENE_STREAM, RENDER_STREAM = 1000, 1001
 """Purposes of random streams, beside those of `simulate`."""
+
+RENDER_VERSION = 1
+"""Raised whenever the same draw gives other pixels, so that caches are not taken for what they no longer are."""
+VIEWS = 8
 
 LARGEST_RADIANCE = 6e4
 """Above this, radiance does not fit a half float."""
@@ -95,6 +102,8 @@ def _check_photo(path: Path) -> None:
     try:
         with Image.open(path) as photo:
             width, height = photo.size
+            photo.draft("RGB", (width // 8, height // 8))  # decoded to its end, but small
+            photo.load()
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: not a photo that can be read ({error}); take it out of the training data") from None
     least = SIZE_PX + 2 * MARGIN_PX
@@ -224,9 +233,12 @@ def render(drawn: Draw, size: int = SIZE_PX) -> TrainingScene:
     """Simulate a drawn scene, then calibrate, align and merge it as a user's bracket would be."""
     side = size + 2 * MARGIN_PX
     rng = generator((drawn.seed, RENDER_STREAM))
-    picture = read_radiance(drawn.picture, side, side, rng, boost_stops=drawn.boost_stops, reduction=drawn.reduction)
-    if not np.isfinite(picture).all() or picture.max() <= 0:
-        raise InputError(f"{drawn.picture}: not a picture of light (values are not finite, or all are 0)")
+    for _ in range(VIEWS):  # a view may be all black where the picture is not
+        picture = read_radiance(drawn.picture, side, side, rng, boost_stops=drawn.boost_stops, reduction=drawn.reduction)
+        if picture.max() > 0:
+            break
+    else:
+        raise InputError(f"{drawn.picture}: not a picture of light: {VIEWS} views of it are all black")
     radiance = exposed(picture, drawn.clipped)
     exposures = [2.0**s for s in drawn.stops]
     cutouts = _cutouts(drawn, radiance, rng, size)
@@ -305,26 +317,37 @@ class SceneStore:
     cache: Path | None = None
     size: int = SIZE_PX
 
+    @cached_property
+    def digest(self) -> str:
+        """16 hex digits of everything the scenes follow from: pictures, responses, seed, size, and how they are rendered."""
+        settings = f"{RENDER_VERSION} {self.seed} {self.size} " + " ".join(
+            hashlib.sha256(r.table.tobytes()).hexdigest() for r in self.sources.responses
+        )
+        return fingerprint(settings, {f"{i} {p.name}": p for i, p in enumerate((*self.sources.hdr, *self.sources.photos))})
+
     def frames(self, number: int) -> int:
         """How many frames a scene has, without rendering it."""
         return len(draw(self.sources, self.seed, number).stops)
 
     def __getitem__(self, number: int) -> TrainingScene:
         """Raises InputError where a source picture cannot be used."""
-        path = None if self.cache is None else self.cache / f"scene_{self.seed}_{number:06d}.npz"
+        path = None if self.cache is None else self.cache / self.digest / f"scene_{number:06d}.npz"
         if path is not None and path.is_file():
             try:
                 with path.open("rb") as opened, np.load(opened) as stored:
                     return TrainingScene(**{k: stored[k] for k in stored.files})
-            except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
-                path.unlink(missing_ok=True)  # cut short by a kill: render it again
+            except (EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+                pass  # cut short: render it again
+            except OSError as error:
+                raise InputError(f"{path}: cannot be read ({error.strerror}); give another --cache") from None
         made = self._rendered(number)
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-            with unfinished.open("wb") as stream:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise OutputError(f"{path.parent}: cannot be made ({error.strerror}); give another --cache") from None
+            with replacing(path, force=True) as unfinished, unfinished.open("wb") as stream:
                 np.savez(stream, **_arrays(made))  # type: ignore[arg-type]  # names are ours, none is allow_pickle
-            unfinished.replace(path)
         return made
 
     def _rendered(self, number: int) -> TrainingScene:

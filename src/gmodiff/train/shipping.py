@@ -9,19 +9,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gmodiff.evaluate.rows import latest, read_rows
+from gmodiff.errors import InputError
+from gmodiff.evaluate.rows import Row, latest, read_rows
 from gmodiff.model.export import export_onnx
 from gmodiff.model.regressor import GAIN_LIMIT, HALO_PX, MAX_FRAMES, STRIDE
 from gmodiff.model.weights import read_weights, write_weights
-from gmodiff.runtime import CARD_FORMAT
+from gmodiff.runtime import CARD_FORMAT, Card
+from gmodiff.writer import replacing
 
 ABOUT = "degradation-aware regressor of the gain map: fusion weights over aligned frames and a bounded residual"
 LICENCE = "Apache-2.0"
 SCORES = ("psnr_mu", "psnr_l", "pu21_psnr", "jod")
 
 
-def ship(weights: Path, card: Path, *, rows: Sequence[Path] = (), method: str) -> list[Path]:
-    """Write card, card.onnx and card.safetensors; returns the three. Means of `rows` of a method become the card's scores."""
+def ship(weights: Path, card: Path) -> list[Path]:
+    """Write card, card.onnx and card.safetensors; returns the three. The card has no scores yet: see `add_scores`."""
     network, facts = read_weights(weights)
     single, graph = card.with_suffix(".safetensors"), card.with_suffix(".onnx")
     card.parent.mkdir(parents=True, exist_ok=True)
@@ -40,22 +42,35 @@ def ship(weights: Path, card: Path, *, rows: Sequence[Path] = (), method: str) -
         "gain_limit": GAIN_LIMIT,
         "parameters": sum(p.numel() for p in network.parameters()),
         "licence": LICENCE,
-        "trained_on": recipe.get("data", "not recorded"),
+        "trained_on": facts.get("data", {}).get("regressor", "not recorded"),
         "trained_by": recipe.get("command", "not recorded"),
-        "hardware": recipe.get("hardware", "not recorded"),
+        "hardware": facts.get("hardware", {}).get("regressor", "not recorded"),
         "hours": {stage: round(seconds / 3600, 2) for stage, seconds in facts.get("spent", {}).items()},
         "steps": facts.get("steps", {}),
-        "scores": _scores(rows, method),
+        "scores": {},
     }
-    unfinished = card.with_name(f".{card.name}")
-    unfinished.write_text(json.dumps(content, indent=2) + "\n")
-    unfinished.replace(card)
+    _write(card, content)
     return [card, graph, single]
 
 
-def _scores(rows: Sequence[Path], method: str) -> dict[str, Any]:
-    """Dataset to the means of a method's rows and how many scenes they are of."""
+def add_scores(card: Path, rows: Sequence[Path], method: str) -> None:
+    """Put the means of a method's rows on a card. Raises InputError where there are none, or where they are of other weights."""
+    model = Card.read(card)
     found = latest([r for path in rows for r in read_rows(path)[0] if r["method"] == method and r["status"] == "ok"])
+    if not found:
+        raise InputError(f"no finished rows of method {method!r} in {', '.join(map(str, rows))}: gmodiff evaluate writes them")
+    if any(r.get("method_hash") != model.fingerprint for r in found):
+        raise InputError(f"the rows of {method!r} were measured with other weights than {card} names: evaluate this model first")
+    _write(card, json.loads(card.read_text()) | {"scores": _scores(found)})
+
+
+def _write(card: Path, content: dict[str, Any]) -> None:
+    with replacing(card, force=True) as unfinished:
+        unfinished.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _scores(found: Sequence[Row]) -> dict[str, Any]:
+    """Dataset to the means of rows and how many scenes they are of."""
     scores: dict[str, Any] = {}
     for name in sorted({r["dataset"] for r in found}):
         mine = [r for r in found if r["dataset"] == name]
