@@ -20,7 +20,7 @@ from gmodiff.hdrgm import iso_bytes, map_xmp, primary_xmp
 from gmodiff.icc import profile_bytes
 from gmodiff.image import HDRImage
 from gmodiff.radiometry import ADOBE_RGB, BT2020, DISPLAY_P3, SRGB, ColourSpace, srgb_decode
-from gmodiff.reader import apply_gain, enlarged_rows, read
+from gmodiff.reader import apply_gain, read
 from gmodiff.ultrahdr import ISO_HEADER, XMP_HEADER, join, split, with_metadata
 from gmodiff.writer import write
 from hdr_samples import exif_block, jpeg, picture, rendition, sdr_base, segment
@@ -191,12 +191,6 @@ def test_strips_equal_the_plain_function(size, channels):
         ours = apply_gain(base, light, gain, SRGB, SRGB, weight)
         plain = gain.apply(light[base], headroom)
         assert (np.abs(ours - plain) <= 1e-5 + 1e-5 * plain).all()
-
-
-def test_enlarged_rows_do_not_depend_on_the_strip():
-    codes = np.random.default_rng(0).integers(0, 256, (13, 17, 3), np.uint8)
-    whole = enlarged_rows(codes, 0, 100, 100, 90)
-    assert np.allclose(np.concatenate([enlarged_rows(codes, r, r + 20, 100, 90) for r in range(0, 100, 20)]), whole, atol=1e-7)
 
 
 def test_adobe_rgb_base_is_linearised_by_its_own_curve(tmp_path):

@@ -3,7 +3,7 @@ import pytest
 
 from gmodiff.errors import InputError
 from gmodiff.radiometry import ADOBE_RGB, DISPLAY_P3, SRGB, CameraResponse, ColourSpace, srgb_decode
-from gmodiff.tonemap import KNEE, _roll_off, camera_look, in_published_primaries, linear_look, output_colour, render, upsample_rows
+from gmodiff.tonemap import KNEE, _roll_off, camera_look, in_published_primaries, linear_look, output_colour, render
 from synthetic import photos, scene
 
 
@@ -134,13 +134,6 @@ def test_roll_off():
     assert (np.diff(shown) > 0).all()
     assert shown[-1] == pytest.approx(1)
     assert np.diff(shown)[light[:-1] > KNEE][0] / (light[1] - light[0]) == pytest.approx(1, abs=0.05)
-
-
-def test_upsample_rows_is_the_same_whichever_strip_asks():
-    grid = np.random.default_rng(0).random((13, 17)).astype(np.float32)
-    whole = upsample_rows(grid, 0, 100, 100, 130)
-    parts = np.concatenate([upsample_rows(grid, a, min(a + 7, 100), 100, 130) for a in range(0, 100, 7)])
-    np.testing.assert_array_equal(whole, parts)
 
 
 def test_camera_primaries_become_published_ones_and_show_the_same():

@@ -35,6 +35,15 @@ RECIPE = replace(
 )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Networks this small gain nothing from more, and threads that wait for each other starve where another process has a core."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def write_hdr(path: Path, light: np.ndarray) -> None:
     out = oiio.ImageOutput.create(str(path))
     out.open(str(path), oiio.ImageSpec(light.shape[1], light.shape[0], 3, "float"))
@@ -217,13 +226,24 @@ def test_processes_share_a_batch_between_them(store):
 def test_crops_keep_their_channels_and_geometry_together(store):
     """Whatever was flipped or swapped, the reference's linear light is that of its own encoded picture, near the merge's radiance."""
     for step in range(6):
-        batch = Batches(store, RECIPE)[step]
+        places = Batches(store, RECIPE)._places(step)
+        batch = stack([cut(store[p.scene], replace(p, shrink=1), RECIPE.crop_px) for p in places])
         order_encoded = batch["encoded"].flatten(2).argsort(dim=2)
         climbing = torch.gather(batch["linear"][:, 0].flatten(2), 2, order_encoded)
         assert (climbing.diff(dim=2) >= -1e-6).all()
         well = (batch["encoded"] > 0.3) & (batch["encoded"] < 0.8)
         ratio = (batch["merged"] / batch["linear"][:, 0])[well]
         assert abs(float(ratio.median()) - 1) < 0.1
+
+
+def test_some_crops_are_means_of_twice_the_side(store):
+    places = [p for step in range(8) for p in Batches(store, RECIPE)._places(step)]
+    shrunk = [p for p in places if p.shrink == 2]
+    assert 0 < len(shrunk) < len(places)
+    small, large = cut(store[shrunk[0].scene], shrunk[0], 32), cut(store[shrunk[0].scene], replace(shrunk[0], shrink=1), 64)
+    for name, values in small.items():
+        wanted = large[name] if name == "stops" else torch.nn.functional.avg_pool2d(large[name], 2)
+        assert torch.equal(values, wanted)
 
 
 # ---- losses ----

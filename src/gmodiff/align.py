@@ -23,6 +23,7 @@ from gmodiff.image import Bracket, Frame
 from gmodiff.radiometry import CLIPPED_ENCODED, F32, CameraResponse
 from gmodiff.registration import displacement, find_homography, rescale, tone_table, warped
 from gmodiff.tiling import threads
+from gmodiff.upsampling import enlarged_rows
 
 F64 = NDArray[np.float64]
 U8 = NDArray[np.uint8]
@@ -93,7 +94,7 @@ def warp_rows(frame: Frame, alignment: Alignment, first: int, end: int) -> tuple
     inside = (map_x >= 0) & (map_x <= width - 1) & (map_y >= 0) & (map_y <= height - 1)
     coverage: F32 | None = None
     if alignment.coverage is not None:
-        coverage = _upsample_rows(alignment.coverage, height, width, first, end)
+        coverage = enlarged_rows(alignment.coverage, first, end, height, width)
         coverage *= inside * np.float32(1 / 255)
     elif not inside.all():
         coverage = inside.astype(np.float32)
@@ -113,21 +114,10 @@ def _source_positions(alignment: Alignment, height: int, width: int, first: int,
         map_x = (((h[0, 0] * x + h[0, 2]) + h[0, 1] * y) * scale).astype(np.float32)
         map_y = (((h[1, 0] * x + h[1, 2]) + h[1, 1] * y) * scale).astype(np.float32)
     if alignment.flow is not None:
-        flow = _upsample_rows(alignment.flow, height, width, first, end)
+        flow = enlarged_rows(alignment.flow, first, end, height, width)
         map_x += flow[..., 0]
         map_y += flow[..., 1]
     return map_x, map_y
-
-
-def _upsample_rows(grid: NDArray[Any], height: int, width: int, first: int, end: int) -> F32:
-    """Rows first..end of a grid enlarged bilinearly to (height, width); each row depends on the grid and its own index only."""
-    rows = grid.shape[0]
-    position = np.clip((np.arange(first, end) + 0.5) * rows / height - 0.5, 0, rows - 1)
-    upper = np.minimum(position.astype(np.intp), max(rows - 2, 0))
-    lower = np.minimum(upper + 1, rows - 1)
-    weight = (position - upper).astype(np.float32).reshape(-1, *[1] * (grid.ndim - 1))
-    mixed = grid[upper] * (1 - weight) + grid[lower] * weight
-    return np.asarray(cv2.resize(mixed, (width, end - first), interpolation=cv2.INTER_LINEAR), np.float32)
 
 
 def _sample(encoded: NDArray[Any], map_x: F32, map_y: F32) -> NDArray[Any]:

@@ -86,6 +86,8 @@ def _numbers(_: click.Context, parameter: click.Parameter, text: str | None) -> 
               help="What runs the network.")  # fmt: skip
 @click.option("--device", default="auto", show_default=True, metavar="NAME", help="Where the runtime computes: cpu, cuda, GPU ...")
 @click.option("--exact", is_flag=True, help="Run the network in float32; slower, and the same to 0.05 dB.")
+@click.option("--estimate-size", type=click.Choice(["auto", "full", "half"]), default="auto", show_default=True,
+              help="Size of the picture that the network sees; auto: half a side above 6 megapixels, four times faster.")  # fmt: skip
 @click.option("--tile", type=click.IntRange(min=1), metavar="PX", help="Side of the network's tiles; smaller ones need less memory.")
 @click.option("--look", type=click.Choice(["camera", "linear"]), default="camera", show_default=True,
               help="The HDR picture: the photo's own look with its highlights given back, or scene-linear light.")  # fmt: skip
@@ -115,6 +117,7 @@ def merge(
     runtime: str,
     device: str,
     exact: bool,
+    estimate_size: str,
     tile: int | None,
     look: str,
     headroom: float,
@@ -160,7 +163,8 @@ def merge(
     from gmodiff.writer import write, write_provenance
 
     network = None if model == "none" else load_model(model, runtime=runtime, device=device, exact=exact)
-    estimator = None if network is None else Estimator(network) if tile is None else Estimator(network, (tile, tile))
+    shrink = {"auto": None, "full": 1, "half": 2}[estimate_size]
+    estimator = None if network is None else Estimator(network, None if tile is None else (tile, tile), shrink)
     with _Reporter(quiet or as_json) as report:
         bracket = read_bracket(
             photos,

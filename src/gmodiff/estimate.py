@@ -26,9 +26,15 @@ from gmodiff.image import Bracket
 from gmodiff.provenance import INFERRED, REFERENCE, look_up
 from gmodiff.radiometry import F32
 from gmodiff.runtime import Card, Model
+from gmodiff.tiling import STRIP_ROWS, for_each_strip
+from gmodiff.upsampling import enlarged_rows
 
-TILE_PX = (768, 1536)
-"""(rows, columns) of what the network gets at once, its surroundings included, unless the caller says otherwise."""
+TILE_AREA_PX = 1_900_000
+"""Most that the network gets at once, its surroundings included, unless the caller says otherwise: about 0.6 GB."""
+
+HALF_SIZE_ABOVE_PX = 6_000_000
+"""Larger pictures are estimated at half size a side unless the caller says otherwise. Their pixels are about as sharp at half size as
+those of the scenes it was trained on, and it takes a quarter of the time. The merge, and with it detail, stays at full size."""
 
 INVENTED_GAIN = 0.06
 """A pixel that the reference did not measure counts as inferred where the network's own residual, which no frame accounts for, moves
@@ -69,28 +75,35 @@ def estimator(model: Model | Estimates) -> Estimates:
 
 @dataclass(frozen=True)
 class Estimator:
-    """A model in the pipeline's place for one. tile: (rows, columns) in pixels, rounded up to the network's stride."""
+    """A model in the pipeline's place for one.
+
+    tile: (rows, columns) in pixels that the network gets at once at most; None: what covers the picture with least work.
+    shrink: 1, 2 ...: how many pixels a side become one for the network; None: 1, above HALF_SIZE_ABOVE_PX pixels 2.
+    """
 
     model: Model
-    tile: tuple[int, int] = TILE_PX
+    tile: tuple[int, int] | None = None
+    shrink: int | None = None
 
     def __post_init__(self) -> None:
         least = 4 * self.model.card.halo_px
-        if min(self.tile) < least:
+        if self.tile is not None and min(self.tile) < least:
             raise InputError(f"tile {self.tile[1]}x{self.tile[0]}: expected {least} pixels a side or more for model {self.model.card.name}")
+        if self.shrink is not None and self.shrink < 1:
+            raise InputError(f"shrink {self.shrink}: expected 1 (full size) or more")
 
     def __call__(
         self, bracket: Bracket, alignments: Sequence[Alignment], merged: F32, *, progress: Callable[[float], None] | None = None
     ) -> Estimate:
         """merged: (H, W, 3) radiance of the classical merge. Raises InputError where memory does not suffice for a tile."""
         card = self.model.card
-        height, width = bracket.shape
         order = frames_for(bracket, card.max_frames)
-        rows, columns = (_tile(size, tile, card) for size, tile in ((height, self.tile[0]), (width, self.tile[1])))
-        radiance, mask = np.empty((height, width, 3), np.float32), _Mask(height, width)
-        invented = np.empty((height, width), bool)
+        feed = _Feed(bracket, alignments, merged, order, self.shrink or (2 if merged[..., 0].size > HALF_SIZE_ABOVE_PX else 1))
+        height, width = feed.shape
+        change, residual = np.empty((height, width, 3), np.float32), np.empty((height, width), np.float32)
+        mask = _Mask(height, width)
+        rows, columns = _tile(height, width, self.tile, card)
         bands, stripes = _cores(height, rows, card.halo_px), _cores(width, columns, card.halo_px)
-        feed = _Feed(bracket, alignments, merged, order)
         for n, (first, end) in enumerate(bands):
             top = _start(first, height, rows, card)
             band = feed.rows(top, min(top + rows, height))
@@ -103,14 +116,31 @@ class Estimator:
                     raise InputError(f"not enough memory for tiles of {columns}x{rows} pixels: give a smaller --tile") from None
                 inner = slice(first - top, end - top), slice(left_core - left, right_core - left)
                 core = slice(first, end), slice(left_core, right_core)
-                radiance[core] = _radiance(
-                    merged[core], found["change"][0].transpose(1, 2, 0)[inner], feed.encoded(*core), feed.white, card
-                )
+                change[core] = found["change"][0].transpose(1, 2, 0)[inner]
+                residual[core] = found["residual"][0, 0][inner]
                 mask.put(found["degradation"][0, 0], inner, core, rows)
-                invented[core] = found["residual"][0, 0][inner] > INVENTED_GAIN
                 if progress is not None:
                     progress((n * len(stripes) + m + 1) / (len(bands) * len(stripes)))
-        return Estimate(radiance, mask.enlarged(), invented)
+        return _applied(feed, change, residual, mask, card)
+
+
+def _applied(feed: _Feed, change: F32, residual: F32, mask: _Mask, card: Card) -> Estimate:
+    """The network's answer at the size of the picture."""
+    full = height, width = feed.merged.shape[:2]
+    over = tuple(s * feed.shrink for s in feed.shape)  # what the shrunken pixels cover: the picture, and up to shrink - 1 pixels more
+    radiance = change if feed.shrink == 1 else np.empty((*full, 3), np.float32)
+    degradation, invented = np.empty(full, np.uint8), np.empty(full, bool)
+
+    def strip(first: int, end: int) -> None:
+        rows = slice(first, end)
+        moved = change[rows] if feed.shrink == 1 else enlarged_rows(change, first, end, *over)[:, :width]
+        made_up = residual[rows] if feed.shrink == 1 else enlarged_rows(residual, first, end, *over)[:, :width]
+        radiance[rows] = _radiance(feed.merged[rows], moved, feed.encoded(rows), feed.white, card)
+        invented[rows] = made_up > INVENTED_GAIN
+        degradation[rows] = np.rint(enlarged_rows(mask.small, first, end, *mask.covers(feed.shrink))[:, :width])
+
+    for_each_strip(strip, height)
+    return Estimate(radiance, degradation, invented)
 
 
 def frames_for(bracket: Bracket, most: int) -> list[int]:
@@ -122,65 +152,102 @@ def frames_for(bracket: Bracket, most: int) -> list[int]:
 
 
 class _Mask:
-    """The degradation mask, put together at the size the network gives it, enlarged once at the end."""
+    """The degradation mask, put together at the size the network gives it. small: (rows, columns) uint8, 0..255."""
 
     def __init__(self, height: int, width: int) -> None:
         self._shape = height, width
-        self._small: NDArray[np.uint8] | None = None
         self._cell = 1
+        self.small = np.zeros((0, 0), np.uint8)
 
     def put(self, part: F32, inner: tuple[slice, slice], core: tuple[slice, slice], tile_rows: int) -> None:
         """part: 0..1, of a tile of tile_rows; inner of it belongs to core of the picture; their starts are multiples of the cell."""
-        if self._small is None:
+        if not self.small.size:
             self._cell = tile_rows // part.shape[0]
-            self._small = np.zeros([-(-s // self._cell) for s in self._shape], np.uint8)
+            self.small = np.zeros([-(-s // self._cell) for s in self._shape], np.uint8)
         cells = [[slice(s.start // self._cell, -(-s.stop // self._cell)) for s in area] for area in (inner, core)]
-        self._small[tuple(cells[1])] = np.rint(part[tuple(cells[0])] * np.float32(255))
+        self.small[tuple(cells[1])] = np.rint(part[tuple(cells[0])] * np.float32(255))
 
-    def enlarged(self) -> NDArray[np.uint8]:
-        """(H, W) uint8, bilinear."""
-        assert self._small is not None
-        rows, columns = self._small.shape
-        large = cv2.resize(self._small, (columns * self._cell, rows * self._cell), interpolation=cv2.INTER_LINEAR)
-        return np.ascontiguousarray(large[: self._shape[0], : self._shape[1]])
+    def covers(self, shrink: int) -> tuple[int, int]:
+        """Rows and columns of the picture below its cells."""
+        return self.small.shape[0] * self._cell * shrink, self.small.shape[1] * self._cell * shrink
 
 
 class _Feed:
-    """Bands of a bracket as the network's inputs."""
+    """Bands of a bracket as the network's inputs, `shrink` pixels a side become one. shape: (rows, columns) of those."""
 
-    def __init__(self, bracket: Bracket, alignments: Sequence[Alignment], merged: F32, order: list[int]) -> None:
-        self._bracket, self._alignments, self._merged, self._order = bracket, alignments, merged, order
+    def __init__(self, bracket: Bracket, alignments: Sequence[Alignment], merged: F32, order: list[int], shrink: int) -> None:
+        self._bracket, self._alignments, self._order = bracket, alignments, order
         self._table = bracket.response.codes(bracket.frames[0].encoded.dtype)
         self._top = np.float32(np.iinfo(bracket.frames[0].encoded.dtype).max)
+        self.merged, self.shrink = merged, shrink
+        self.shape = -(-merged.shape[0] // shrink), -(-merged.shape[1] // shrink)
         self.stops = np.log2(np.array([bracket.relative_exposures[i] for i in order], np.float32))
         self.white = np.float32(2.0 ** float(self.stops.min()))
 
     def rows(self, first: int, end: int) -> dict[str, F32]:
-        """Every input but stops, for rows first..end, channels in front of rows."""
-        count, width = len(self._order), self._bracket.shape[1]
-        linear = np.empty((count, 3, end - first, width), np.float32)
-        coverage = np.ones((count, 1, end - first, width), np.float32)
-        for n, i in enumerate(self._order):
-            warped, covered = warp_rows(self._bracket.frames[i], self._alignments[i], first, end)
-            for c, plane in enumerate(cv2.split(np.ascontiguousarray(warped))):
-                linear[n, c] = look_up(self._table[:, c], plane)
-            if covered is not None:
-                coverage[n, 0] = covered
-        return {
-            "linear": linear,
-            "coverage": coverage,
-            "merged": np.ascontiguousarray(self._merged[first:end].transpose(2, 0, 1))[None],
-            "encoded": self.encoded(slice(first, end), slice(None)).transpose(2, 0, 1)[None],
-        }
+        """Every input but stops, for (shrunken) rows first..end, channels in front of rows."""
+        count, size = len(self._order), (end - first, self.shape[1])
+        linear, coverage = np.empty((count, 3, *size), np.float32), np.ones((count, 1, *size), np.float32)
+        merged, encoded = np.empty((1, 3, *size), np.float32), np.empty((1, 3, *size), np.float32)
 
-    def encoded(self, rows: slice, columns: slice) -> F32:
-        """(rows, columns, 3) of the reference as stored, 0..1."""
-        return np.asarray(self._bracket.frames[self._bracket.reference].encoded[rows, columns] / self._top, np.float32)
+        def strip(begin: int, stop: int) -> None:
+            here = slice(begin, stop)
+            rows = slice((first + begin) * self.shrink, min((first + stop) * self.shrink, self.merged.shape[0]))
+            for n, i in enumerate(self._order):
+                warped, covered = warp_rows(self._bracket.frames[i], self._alignments[i], rows.start, rows.stop)
+                for c, plane in enumerate(cv2.split(np.ascontiguousarray(warped))):
+                    linear[n, c, here] = self._shrunk(look_up(self._table[:, c], plane))
+                if covered is not None:
+                    coverage[n, 0, here] = self._shrunk(covered)
+            for out, picture in ((merged, self.merged[rows]), (encoded, self.encoded(rows))):
+                for c, plane in enumerate(cv2.split(picture)):
+                    out[0, c, here] = self._shrunk(np.asarray(plane, np.float32))
+
+        for_each_strip(strip, end - first, rows=STRIP_ROWS // self.shrink)
+        return {"linear": linear, "coverage": coverage, "merged": merged, "encoded": encoded}
+
+    def encoded(self, rows: slice) -> F32:
+        """(rows, W, 3) of the reference as stored, 0..1."""
+        return np.asarray(self._bracket.frames[self._bracket.reference].encoded[rows] / self._top, np.float32)
+
+    def _shrunk(self, plane: F32) -> F32:
+        """(h, w) to means of cells, the last of them filled up by repeating the edge."""
+        if self.shrink == 1:
+            return plane
+        below, beside = (-plane.shape[0] % self.shrink, -plane.shape[1] % self.shrink)
+        if below or beside:
+            plane = np.pad(plane, ((0, below), (0, beside)), mode="edge")
+        size = plane.shape[1] // self.shrink, plane.shape[0] // self.shrink
+        return np.asarray(cv2.resize(plane, size, interpolation=cv2.INTER_AREA), np.float32)
 
 
-def _tile(size: int, wanted: int, card: Card) -> int:
-    """Side of a tile: what is wanted, or the whole side if that is smaller; a multiple of the stride."""
-    return -(-min(size, wanted) // card.stride) * card.stride
+def _tile(height: int, width: int, most: tuple[int, int] | None, card: Card) -> tuple[int, int]:
+    """(rows, columns) of tiles, multiples of the stride: no larger than `most`, or TILE_AREA_PX, and with them least to compute."""
+
+    def even(size: int, count: int) -> int:
+        """The side of so many tiles that cover a size."""
+        side = -(-(size + 2 * card.halo_px * (count - 1)) // count)
+        return -(-side // card.stride) * card.stride
+
+    def fewest(size: int, limit: int) -> int | None:
+        """How many tiles of at most that side cover a size."""
+        return next((n for n in range(1, size + 2) if even(size, n) <= limit), None) if limit > 2 * card.halo_px else None
+
+    if most is not None:
+        limits = [(-(-m // card.stride) * card.stride) for m in most]
+        counts = [fewest(size, limit) or 1 for size, limit in zip((height, width), limits, strict=True)]
+        return even(height, counts[0]), even(width, counts[1])
+    best: tuple[int, tuple[int, int]] | None = None
+    for across in range(1, 1 + -(-width // (2 * card.halo_px))):
+        columns = even(width, across)
+        down = fewest(height, TILE_AREA_PX // columns)
+        if down is not None:
+            tile = even(height, down), columns
+            work = across * down * tile[0] * tile[1]
+            if best is None or work < best[0]:
+                best = work, tile
+    assert best is not None  # tiles of two halos and a stride fit the area
+    return best[1]
 
 
 def _cores(size: int, tile: int, halo: int) -> list[tuple[int, int]]:

@@ -30,6 +30,7 @@ from gmodiff.photo import MAX_PIXELS, read_photo
 from gmodiff.radiometry import F32, SRGB, ColourSpace, srgb_encode
 from gmodiff.tiling import for_each_strip
 from gmodiff.ultrahdr import Parts, split
+from gmodiff.upsampling import enlarged_rows
 
 _READABLE = "Ultra HDR JPEG, HEIC, AVIF, PNG, JPEG XL, OpenEXR, Radiance .hdr, TIFF, or a plain photo"
 
@@ -255,24 +256,15 @@ def apply_gain(
             codes = gain_map.codes[first:end]
             part *= np.asarray(cv2.LUT(codes if codes.shape[2] == 3 else cv2.merge([codes] * 3), factors), np.float32)
         else:
-            part *= np.exp2(np.float32(weight) * m.log2_gain(enlarged_rows(gain_map.codes, first, end, height, width)))
+            stored = enlarged_rows(gain_map.codes, first, end, height, width)
+            stored *= np.float32(1 / 255)
+            part *= np.exp2(np.float32(weight) * m.log2_gain(np.repeat(stored, 3, axis=2) if stored.shape[2] == 1 else stored))
         part -= subtract
         np.maximum(part, 0, out=part)
         out[first:end] = part if back is None else cv2.transform(part, back)
 
     for_each_strip(strip, height)
     return out
-
-
-def enlarged_rows(codes: NDArray[np.uint8], first: int, end: int, height: int, width: int) -> F32:
-    """Rows first..end of an (h, w, 1 or 3) map enlarged to (height, width), 0..1, (rows, width, 3); see `gainmap.resize_bilinear`."""
-    position = np.clip((np.arange(first, end) + 0.5) * codes.shape[0] / height - 0.5, 0, codes.shape[0] - 1)
-    above = position.astype(np.intp)
-    below = np.minimum(above + 1, codes.shape[0] - 1)
-    t = (position - above).astype(np.float32)[:, None, None]
-    rows = codes[above] * ((1 - t) / 255) + codes[below] * (t / 255)
-    wide = np.asarray(cv2.resize(rows, (width, end - first), interpolation=cv2.INTER_LINEAR), np.float32)
-    return wide if wide.ndim == 3 else np.asarray(cv2.merge([wide] * 3), np.float32)
 
 
 # ---- HEIC ---------------------------------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ from gmodiff.radiometry import (
     srgb_encode,
 )
 from gmodiff.tiling import for_each_strip
+from gmodiff.upsampling import enlarged_rows
 
 DEFAULT_HEADROOM_STOPS = 3.0
 """What good phones and laptop screens reach in a dim room; more only costs gain-map precision."""
@@ -290,7 +291,7 @@ class _LocalTone:
     def base_rows(self, first: int, end: int, shown: F32) -> NDArray[np.uint8]:
         """(rows, W, 3) uint8 of rows first..end, whose rendition is `shown`."""
         height, width = self._shape
-        slope, offset = (upsample_rows(grid, first, end, height, width) for grid in (self._slope, self._offset))
+        slope, offset = (enlarged_rows(grid, first, end, height, width) for grid in (self._slope, self._offset))
         neighbourhood = slope * _log2_brightest(shown) + offset
         start, step = self._levels
         neighbourhood -= np.float32(start)
@@ -359,16 +360,6 @@ def _guided_coefficients(guide: F32, radius: int, epsilon: float) -> tuple[F32, 
     variance = np.maximum(mean(guide * guide) - average * average, 0)
     a = np.asarray(variance / (variance + np.float32(epsilon)), np.float32)
     return mean(a), mean(np.asarray((1 - a) * average, np.float32))
-
-
-def upsample_rows(grid: F32, first: int, end: int, height: int, width: int) -> F32:
-    """Rows first..end of a (h, w) grid enlarged to (height, width), bilinear; the same values whichever strip asks."""
-    position = np.clip((np.arange(first, end) + 0.5) * grid.shape[0] / height - 0.5, 0, grid.shape[0] - 1)
-    above = np.minimum(position.astype(np.intp), grid.shape[0] - 1)
-    below = np.minimum(above + 1, grid.shape[0] - 1)
-    t = (position - above).astype(np.float32)[:, None]
-    rows = grid[above] * (1 - t) + grid[below] * t
-    return np.asarray(cv2.resize(rows, (width, end - first), interpolation=cv2.INTER_LINEAR), np.float32)
 
 
 def _gain_range(

@@ -102,14 +102,27 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to the same shape."""
-        x = x + self.scale1 * self.gather(_gate(self.around(self.spread(self.norm1(x)))))
-        mixed: Tensor = self.unmix(_gate(self.mix(self.norm2(x))))
+        x = x + self.scale1 * self.gather(_gated(self.norm1(x), self.spread, self.around))
+        mixed: Tensor = self.unmix(_gated(self.norm2(x), self.mix))
         return x + self.scale2 * mixed
 
 
-def _gate(x: Tensor) -> Tensor:
-    a, b = x.chunk(2, dim=1)
-    return a * b
+def _gated(x: Tensor, *convolutions: nn.Conv2d) -> Tensor:
+    """One half of the channels that convolutions make of x, times the other."""
+    if not torch.onnx.is_in_onnx_export():
+        for convolution in convolutions:
+            x = convolution(x)
+        a, b = x.chunk(2, dim=1)
+        return a * b
+    # The same by halves: engines cut a tensor in two slowly.
+    halves = [x, x]
+    for c in convolutions:
+        width = c.out_channels // 2
+        for n, part in enumerate(halves):
+            own = slice(n * width, (n + 1) * width)
+            bias = None if c.bias is None else c.bias[own]
+            halves[n] = functional.conv2d(part, c.weight[own], bias, padding=c.padding, groups=1 if c.groups == 1 else width)
+    return halves[0] * halves[1]
 
 
 class Folded(nn.Conv2d):
@@ -155,6 +168,35 @@ def radiance_from_mu_gain(gain: Tensor, encoded: Tensor) -> Tensor:
     return (encoded + OFFSET) * torch.expm1(gain * math.log1p(MU_GAIN)) / MU_GAIN
 
 
+class _Beside:
+    """What lies once per picture of a batch beside what lies once per frame, frames first: (frames * batch, ...).
+
+    A batch of one needs no reshaping, and engines are spared that of large pictures.
+    """
+
+    def __init__(self, batch: int) -> None:
+        self._batch = batch
+
+    def __call__(self, x: Tensor, frames: int) -> Tensor:
+        """(batch, ...) as often as there are frames, or once where broadcasting does that."""
+        return x if self._batch == 1 else x.repeat(frames, *[1] * (x.ndim - 1))
+
+    def mean(self, x: Tensor) -> Tensor:
+        """(frames * batch, ...) to (batch, ...), as the others."""
+        return x.mean(dim=0, keepdim=True) if self._batch == 1 else self._apart(x).mean(dim=0)
+
+    def largest(self, x: Tensor) -> Tensor:
+        """See `mean`."""
+        return x.amax(dim=0, keepdim=True) if self._batch == 1 else self._apart(x).amax(dim=0)
+
+    def sum(self, x: Tensor) -> Tensor:
+        """See `mean`."""
+        return x.sum(dim=0, keepdim=True) if self._batch == 1 else self._apart(x).sum(dim=0)
+
+    def _apart(self, x: Tensor) -> Tensor:
+        return x.reshape(-1, self._batch, *x.shape[1:])
+
+
 class Estimate(NamedTuple):
     """change: (B, 3, H, W), what to add to the network gain of the merge.   residual: the part of it that no frame accounts for.
     degradation: (B, 1, H / fold, W / fold) logits of the degradation mask; None where not asked for.
@@ -176,9 +218,8 @@ class Regressor(nn.Module):
         self.support_in = Folded(7, width, 1, shape.fold)
         self.reference_exposure, self.support_exposure = Exposures(width), Exposures(width)
         self.support_block = Block(width)
-        self.attention = nn.Sequential(
-            nn.Conv2d(2 * width, width, 1), nn.LeakyReLU(0.1), nn.Conv2d(width, width, 3, padding=1), nn.Sigmoid()
-        )
+        first, second = nn.Conv2d(2 * width, width, 1), nn.Conv2d(width, width, 3, padding=1)
+        self.attention = nn.Sequential(first, nn.LeakyReLU(0.1), second, nn.Sigmoid())
         self.join = nn.Conv2d(3 * width, width, 1)
         self.encoders, self.downs = nn.ModuleList(), nn.ModuleList()
         self.ups, self.decoders = nn.ModuleList(), nn.ModuleList()
@@ -217,24 +258,27 @@ class Regressor(nn.Module):
         relative to the reference.   coverage: (B, n, 1, H, W), 0..1.   merged: (B, 3, H, W) radiance of the classical merge, 1.0 = the
         reference's white.   encoded: (B, 3, H, W), 0..1, the reference as stored.   H and W are multiples of STRIDE.
         """
-        batch, count, _, height, width = linear.shape
+        batch, count = linear.shape[:2]
         supports, fold = count - 1, self.shape.fold
         shortest, longest = stops.min(dim=1).values, stops.max(dim=1).values
         white = torch.exp2(shortest)[:, None, None, None]
         gain = mu_gain(merged * white, encoded)
-        radiance = linear * torch.exp2(shortest[:, None] - stops)[:, :, None, None, None]
-        apart = mu_gain(radiance, encoded[:, None]) - gain[:, None]
+
+        # From here on frames lie before the batch in one dimension: the reference's batch, then that of each other frame.
+        linear, coverage = (x.transpose(0, 1).flatten(0, 1) for x in (linear, coverage))
+        stops = stops.T.flatten()
+        beside = _Beside(batch)
+        radiance = linear * torch.exp2(beside(shortest, count) - stops)[:, None, None, None]
+        apart = mu_gain(radiance, beside(encoded, count)) - beside(gain, count)
         code = torch.sqrt(linear)
 
-        reference = self.reference_in(torch.cat([code[:, 0], apart[:, 0], gain], dim=1))
-        reference = reference + self.reference_exposure(stops[:, 0], shortest, longest)
-        others = torch.cat([code[:, 1:], apart[:, 1:], coverage[:, 1:]], dim=2).reshape(batch * supports, 7, height, width)
-        support = self.support_in(others)
-        spread = [s[:, None].expand(batch, supports).reshape(-1) for s in (shortest, longest)]
-        support = self.support_block(support + self.support_exposure(stops[:, 1:].reshape(-1), *spread))
-        beside = reference[:, None].expand(batch, supports, *reference.shape[1:]).reshape(support.shape)
-        attended = (support * self.attention(torch.cat([beside, support], dim=1))).reshape(batch, supports, *reference.shape[1:])
-        trunk = self.join(torch.cat([reference, attended.mean(dim=1), attended.amax(dim=1)], dim=1))
+        reference = self.reference_in(torch.cat([code[:batch], apart[:batch], gain], dim=1))
+        reference = reference + self.reference_exposure(stops[:batch], shortest, longest)
+        support = self.support_in(torch.cat([code[batch:], apart[batch:], coverage[batch:]], dim=1))
+        bracket = (x.repeat(supports) for x in (shortest, longest))
+        support = self.support_block(support + self.support_exposure(stops[batch:], *bracket))
+        attended = support * self._attention(reference, support, supports, beside)
+        trunk = self.join(torch.cat([reference, beside.mean(attended), beside.largest(attended)], dim=1))
 
         seen = []
         for blocks, down in zip(self.encoders, self.downs, strict=True):
@@ -247,20 +291,28 @@ class Regressor(nn.Module):
             trunk = blocks(up(trunk) + seen[2 - level])
 
         trunk = self.from_trunk(trunk)
-        weigh = [self.weigh_frame(functional.leaky_relu(trunk + self.from_reference(reference), 0.1))]
-        support = self.from_support(support).reshape(batch, supports, *reference.shape[1:])
-        hidden = functional.leaky_relu(trunk[:, None] + support, 0.1).reshape(batch * supports, *reference.shape[1:])
-        logits = torch.cat([weigh[0][:, None], self.weigh_frame(hidden).reshape(batch, supports, *weigh[0].shape[1:])], dim=1)
-        logits = (
-            functional.pixel_shuffle(logits, fold) - _CLIPPED_PRIOR * ((code - 0.92) / 0.06).clamp(0, 1) - _CLIPPED_PRIOR * (1 - coverage)
-        )
+        hidden = torch.cat([trunk + self.from_reference(reference), beside(trunk, supports) + self.from_support(support)])
+        logits = functional.pixel_shuffle(self.weigh_frame(functional.leaky_relu(hidden, 0.1)), fold)
+        logits = logits - _CLIPPED_PRIOR * (((code - 0.92) / 0.06).clamp(0, 1) + 1 - coverage)
         lead = functional.pixel_shuffle(self.weigh_merged(functional.leaky_relu(trunk, 0.1)), fold) + _MERGED_PRIOR
-        shares = torch.softmax(torch.cat([logits, lead[:, None]], dim=1), dim=1)[:, :-1]
-        change = (shares * apart).sum(dim=1)
+        # A softmax over the frames and the merge, whose own difference to itself is 0.
+        most = torch.maximum(beside.largest(logits), lead)
+        weights = torch.exp(logits - beside(most, count))
+        change = beside.sum(weights * apart) / (beside.sum(weights) + torch.exp(lead - most))
         residual = functional.pixel_shuffle(self.residual(functional.leaky_relu(trunk, 0.1)), fold)
-        residual = residual + self.polish(torch.cat([change + residual, apart[:, 0], gain, code[:, 0]], dim=1))
+        residual = residual + self.polish(torch.cat([change + residual, apart[:batch], gain, code[:batch]], dim=1))
         residual = RESIDUAL_LIMIT * torch.tanh(residual)
         return Estimate(change + residual, residual, self._mask(seen) if with_mask else None)
+
+    def _attention(self, reference: Tensor, support: Tensor, supports: int, beside: _Beside) -> Tensor:
+        """`attention` of each supporting frame's features beside the reference's, without putting them side by side."""
+        first = self.attention[0]
+        assert isinstance(first, nn.Conv2d)
+        of_reference, of_support = first.weight.chunk(2, dim=1)
+        x = beside(functional.conv2d(reference, of_reference), supports)
+        x = x + functional.conv2d(support, of_support, first.bias)
+        attention: Tensor = self.attention[1:](x)
+        return attention
 
     def _mask(self, seen: list[Tensor]) -> Tensor:
         parts = [functional.interpolate(conv(s), seen[0].shape[-2:], mode="bilinear") for conv, s in zip(self.mask_in, seen, strict=True)]

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 from torch.utils.data import Dataset
 
 from gmodiff.errors import InputError
@@ -18,6 +19,8 @@ from gmodiff.train.scenes import SceneStore, TrainingScene
 
 CROP_STREAM = 1002
 HARD_SHARE, OTHER_PLACES = 0.5, 3
+HALF_SHARE = 0.3
+"""Of the crops, taken at half size from twice the side: many photos were made smaller, and large ones are estimated so."""
 CHECK_FROM, CHECK_PX = 1_000_000, 256
 """Scenes that steer: of the training pictures, never trained on, the middle of each."""
 
@@ -28,7 +31,7 @@ truth is relative to the short frame's white."""
 
 @dataclass(frozen=True)
 class Place:
-    """A crop of a scene, and how it is turned and its channels swapped.
+    """A crop of a scene, and how it is turned and its channels swapped; shrink: how many pixels a side become one.
 
     others: other places of the scene, of which that is taken where most is both clipped and moving: what is hard is rare.
     """
@@ -41,6 +44,7 @@ class Place:
     turn: bool
     channels: tuple[int, int, int]
     others: tuple[tuple[int, int], ...] = ()
+    shrink: int = 1
 
 
 @dataclass
@@ -70,23 +74,25 @@ class Batches(Dataset[Batch]):
         sizes = np.array([len(g) for g in self._groups], float)
         group = self._groups[int(rng.choice(len(sizes), p=sizes / sizes.sum()))]
         scenes = rng.choice(group, -(-recipe.batch // recipe.crops_per_scene))
-        room = self.store.size - recipe.crop_px + 1
         places = []
         for n in range(recipe.batch):
+            shrink = 2 if rng.random() < HALF_SHARE and 2 * recipe.crop_px <= self.store.size else 1
+            room = self.store.size - shrink * recipe.crop_px + 1
             top, left = (int(v) for v in rng.integers(0, room, 2))
             flip_x, flip_y, turn, swap = (bool(v) for v in rng.random(4) < (0.5, 0.5, 0.5, 0.25))
             a, b, c = rng.permutation(3) if swap else (0, 1, 2)
             tries = rng.integers(0, room, (OTHER_PLACES, 2)) if rng.random() < HARD_SHARE else ()
             others = tuple((int(y), int(x)) for y, x in tries)
             scene = int(scenes[n // recipe.crops_per_scene])
-            places.append(Place(scene, top, left, flip_x, flip_y, turn, (int(a), int(b), int(c)), others))
+            places.append(Place(scene, top, left, flip_x, flip_y, turn, (int(a), int(b), int(c)), others, shrink))
         return places
 
 
 def cut(scene: TrainingScene, place: Place, side: int) -> Batch:
-    """One crop as tensors, without the batch's dimension."""
-    top, left = _hardest(scene, ((place.top, place.left), *place.others), side)
-    rows, columns = slice(top, top + side), slice(left, left + side)
+    """One crop of side x side pixels as tensors, without the batch's dimension."""
+    span = side * place.shrink
+    top, left = _hardest(scene, ((place.top, place.left), *place.others), span)
+    rows, columns = slice(top, top + span), slice(left, left + span)
     channels = list(place.channels)
 
     def turned(picture: NDArray[Any]) -> NDArray[Any]:
@@ -107,7 +113,10 @@ def cut(scene: TrainingScene, place: Place, side: int) -> Batch:
         "encoded": codes[0, channels].astype(np.float32) / np.float32(255),
         "truth": turned(scene.truth)[channels].astype(np.float32) * white,
     }
-    return {name: torch.from_numpy(np.ascontiguousarray(v)) for name, v in values.items()}
+    tensors = {name: torch.from_numpy(np.ascontiguousarray(v)) for name, v in values.items()}
+    if place.shrink > 1:
+        tensors |= {name: avg_pool2d(v, place.shrink) for name, v in tensors.items() if name != "stops"}
+    return tensors
 
 
 def _hardest(scene: TrainingScene, places: tuple[tuple[int, int], ...], side: int) -> tuple[int, int]:

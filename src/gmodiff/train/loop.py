@@ -128,8 +128,15 @@ def _train(
 
     batches = _Told(Batches(store, recipe, (team.rank, team.world)))
     steps = range(first, recipe.steps if stop_after is None else min(stop_after, recipe.steps))
+    # Spawned, not forked: a fork of a process whose OpenCV or OpenVINO has run threads waits for ever at the first use of them.
     loader = DataLoader(
-        batches, batch_size=None, sampler=steps, num_workers=workers, prefetch_factor=4 if workers else None, worker_init_fn=_one_thread
+        batches,
+        batch_size=None,
+        sampler=steps,
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        worker_init_fn=_one_thread,
+        multiprocessing_context="spawn" if workers else None,
     )
     try:
         out.mkdir(parents=True, exist_ok=True)

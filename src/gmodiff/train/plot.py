@@ -18,7 +18,7 @@ def plot_log(log: Path, to: Path) -> None:
     figure = Figure(figsize=(8, 6), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
     above.plot(*zip(*losses, strict=True), linewidth=0.8)
-    above.set(ylabel="loss", yscale="log")
+    above.set(ylabel="loss")
     for name in sorted({k for _, c in checks for k in c if k.endswith("psnr_mu")}):
         below.plot([s for s, _ in checks], [c[name] for _, c in checks], marker=".", label=name)
     below.set(xlabel="step", ylabel="PSNR-mu on the scenes that steer (dB)")
