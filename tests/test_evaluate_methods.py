@@ -8,11 +8,13 @@ import OpenImageIO as oiio
 import pytest
 
 from gmodiff.errors import FileFormatError, InputError
-from gmodiff.evaluate.methods import METHODS, method
+from gmodiff.evaluate.methods import METHODS, _shifted, method
 from gmodiff.evaluate.metrics import Scorer, fitted_scale
 from gmodiff.image import HDRImage
 from gmodiff.writer import write
 from scenes import small_scene
+from synthetic import photos
+from synthetic import scene as synthetic_scene
 
 LEARNED = ("compact", "compact-auto")
 
@@ -61,6 +63,16 @@ def test_opencv_methods_are_told_the_reference_and_its_scale(still):
     """Debevec's radiance is that of exposure one, the reference's: no factor is left to fit."""
     estimate = METHODS["debevec"].run(still)
     assert fitted_scale(estimate, still) == pytest.approx(1.0, abs=0.05)
+
+
+def test_opencv_methods_get_frames_shifted_onto_the_reference():
+    light = synthetic_scene(240, 320)
+    bracket = photos([np.roll(light, (4, 6), axis=(0, 1)), light, np.roll(light, (-3, -5), axis=(0, 1))], noise=0.002)
+    still = photos(light, noise=0.002)
+    inside = slice(16, -16), slice(16, -16)
+    for shifted, unmoved in zip(_shifted(bracket), still.frames, strict=True):
+        apart = np.abs(shifted[inside].astype(int) - unmoved.encoded[inside])
+        assert np.median(apart) <= 2
 
 
 def test_sixteen_bits_reach_opencv_as_eight():

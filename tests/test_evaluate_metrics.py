@@ -65,6 +65,31 @@ def test_pu21_agrees_with_its_authors_implementation():
     assert float(pu21(np.float32([100.0]))[0]) == pytest.approx(256, abs=2)
 
 
+def test_pu21_metrics_see_absolute_light_and_luminance():
+    """1.0 = the reference's white = 203 cd/m2 (BT.2408), Rec. 709 luminance, with the authors' encoding and scikit-image's SSIM."""
+    torch = pytest.importorskip("torch")
+    from skimage.metrics import structural_similarity
+
+    from gmodiff.evaluate.perceptual import load
+
+    load("jod")
+    from pycvvdp.utils import PU
+
+    scene = small_scene()
+    spoilt = scene.truth * np.float32(1.1) + np.float32(0.01)
+    shown = [np.clip(x, 0, scene.short_white) * np.float32(203) for x in (spoilt, scene.truth)]
+
+    def encode(nits):
+        return PU().encode(torch.from_numpy(np.ascontiguousarray(nits, np.float32))).numpy()
+
+    found = Scorer(scene)(spoilt)
+    error = np.mean((encode(shown[0]) - encode(shown[1])) ** 2, dtype=float)
+    assert found["pu21_psnr"] == pytest.approx(10 * np.log10(256**2 / error), abs=0.02)
+    grey = [encode(x @ np.float32([0.2126, 0.7152, 0.0722])) for x in shown]
+    settings = {"data_range": 256.0, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    assert found["pu21_ssim"] == pytest.approx(structural_similarity(*grey, **settings), abs=2e-4)
+
+
 def test_identical_is_perfect_in_every_metric_and_mask():
     scene = small_scene()
     found = Scorer(scene)(scene.truth)
