@@ -2,7 +2,7 @@
 
     python benchmarks/estimate_speed.py                     # 12 MP, 3 frames: OpenVINO (default, exact), ONNX Runtime, torch
     options: --megapixels 12 --frames 3 --runs 3 --runtimes openvino,openvino-exact --out results/estimate.jsonl
-    openvino-full: OpenVINO, the picture at full size whatever its size (see estimate.HALF_SIZE_ABOVE_PX)
+    openvino-full: OpenVINO, the picture at full size whatever its size (see estimate.ESTIMATED_PX)
 
 Each runtime runs in processes of its own, in turn (interleaved). A process loads the model, estimates twice, and says how long each took:
 the first includes compiling for the size of the tiles, the second does not. Peak memory is the process's maximum resident set less what it

@@ -114,11 +114,11 @@ def test_half_size_sees_means_and_moves_the_whole_picture(size, tile):
     np.testing.assert_allclose(estimate.radiance, wanted, rtol=2e-4, atol=1e-5)
 
 
-def test_large_pictures_are_estimated_at_half_size(monkeypatch):
+def test_large_pictures_are_estimated_smaller(monkeypatch):
     bracket = photos(scene(96, 160))
     fake = Fake()
-    for limit, side in ((96 * 160, 160), (96 * 160 - 1, 96)):  # 80 pixels fill up to 96
-        monkeypatch.setattr("gmodiff.estimate.HALF_SIZE_ABOVE_PX", limit)
+    for pixels, side in ((96 * 160, 160), (96 * 160 // 4, 96), (96 * 160 // 9, 64)):  # 80 pixels fill up to 96, 54 to 64
+        monkeypatch.setattr("gmodiff.estimate.ESTIMATED_PX", pixels)
         Estimator(fake)(bracket, [Alignment()] * 3, np.ones((96, 160, 3), np.float32))
         assert fake.seen[-1]["linear"][3] == side
 

@@ -87,7 +87,7 @@ def _numbers(_: click.Context, parameter: click.Parameter, text: str | None) -> 
 @click.option("--device", default="auto", show_default=True, metavar="NAME", help="Where the runtime computes: cpu, cuda, GPU ...")
 @click.option("--exact", is_flag=True, help="Run the network in float32; slower, and the same to 0.05 dB.")
 @click.option("--estimate-size", type=click.Choice(["auto", "full", "half"]), default="auto", show_default=True,
-              help="Size of the picture that the network sees; auto: half a side above 6 megapixels, four times faster.")  # fmt: skip
+              help="How large the network sees the picture; auto: about 3 megapixels, or full size if that is less.")  # fmt: skip
 @click.option("--tile", type=click.IntRange(min=1), metavar="PX", help="Side of the network's tiles; smaller ones need less memory.")
 @click.option("--look", type=click.Choice(["camera", "linear"]), default="camera", show_default=True,
               help="The HDR picture: the photo's own look with its highlights given back, or scene-linear light.")  # fmt: skip

@@ -29,12 +29,15 @@ from gmodiff.runtime import Card, Model
 from gmodiff.tiling import STRIP_ROWS, for_each_strip
 from gmodiff.upsampling import enlarged_rows
 
-TILE_AREA_PX = 1_900_000
-"""Most that the network gets at once, its surroundings included, unless the caller says otherwise: about 0.6 GB."""
+TILE_AREA_PX = 1_400_000
+"""Most that the network gets at once, its surroundings included, unless the caller says otherwise: about 0.5 GB."""
 
-HALF_SIZE_ABOVE_PX = 6_000_000
-"""Larger pictures are estimated at half size a side unless the caller says otherwise. Their pixels are about as sharp at half size as
-those of the scenes it was trained on, and it takes a quarter of the time. The merge, and with it detail, stays at full size."""
+BESIDE = 1.1
+"""How much more work tiles side by side are than tiles over the whole width, whose inputs need no copying."""
+
+ESTIMATED_PX = 3_000_000
+"""About how many pixels of a picture the network is given unless the caller says otherwise: larger ones are made smaller by a whole
+number, 12 megapixels by 2 a side, 24 by 3. The merge, and with it detail, stays at full size; time and memory stop growing."""
 
 INVENTED_GAIN = 0.06
 """A pixel that the reference did not measure counts as inferred where the network's own residual, which no frame accounts for, moves
@@ -78,7 +81,8 @@ class Estimator:
     """A model in the pipeline's place for one.
 
     tile: (rows, columns) in pixels that the network gets at once at most; None: what covers the picture with least work.
-    shrink: 1, 2 ...: how many pixels a side become one for the network; None: 1, above HALF_SIZE_ABOVE_PX pixels 2.
+    shrink: 1, 2 ...: how many pixels a side become one for the network; None: so many that
+    about ESTIMATED_PX remain.
     """
 
     model: Model
@@ -98,18 +102,23 @@ class Estimator:
         """merged: (H, W, 3) radiance of the classical merge. Raises InputError where memory does not suffice for a tile."""
         card = self.model.card
         order = frames_for(bracket, card.max_frames)
-        feed = _Feed(bracket, alignments, merged, order, self.shrink or (2 if merged[..., 0].size > HALF_SIZE_ABOVE_PX else 1))
+        shrink = self.shrink or max(1, round((merged[..., 0].size / ESTIMATED_PX) ** 0.5))
+        feed = _Feed(bracket, alignments, merged, order, shrink)
         height, width = feed.shape
+        rows, columns = _tile(height, width, self.tile, card)
+        band = feed.band(rows, -(-width // card.stride) * card.stride)
         change, residual = np.empty((height, width, 3), np.float32), np.empty((height, width), np.float32)
         mask = _Mask(height, width)
-        rows, columns = _tile(height, width, self.tile, card)
         bands, stripes = _cores(height, rows, card.halo_px), _cores(width, columns, card.halo_px)
         for n, (first, end) in enumerate(bands):
             top = _start(first, height, rows, card)
-            band = feed.rows(top, min(top + rows, height))
             for m, (left_core, right_core) in enumerate(stripes):
+                if progress is not None:
+                    progress((n * len(stripes) + m) / (len(bands) * len(stripes)))
+                if m == 0:
+                    feed.fill(band, top)
                 left = _start(left_core, width, columns, card)
-                inputs = {k: _padded(v, left, rows, columns) for k, v in band.items()}
+                inputs = {k: np.ascontiguousarray(v[..., left : left + columns]) for k, v in band.items()}
                 try:
                     found = self.model(inputs | {"stops": feed.stops})
                 except MemoryError:
@@ -119,8 +128,9 @@ class Estimator:
                 change[core] = found["change"][0].transpose(1, 2, 0)[inner]
                 residual[core] = found["residual"][0, 0][inner]
                 mask.put(found["degradation"][0, 0], inner, core, rows)
-                if progress is not None:
-                    progress((n * len(stripes) + m + 1) / (len(bands) * len(stripes)))
+        if progress is not None:
+            progress(1.0)
+        del band  # as large as what follows
         return _applied(feed, change, residual, mask, card)
 
 
@@ -184,41 +194,52 @@ class _Feed:
         self.stops = np.log2(np.array([bracket.relative_exposures[i] for i in order], np.float32))
         self.white = np.float32(2.0 ** float(self.stops.min()))
 
-    def rows(self, first: int, end: int) -> dict[str, F32]:
-        """Every input but stops, for (shrunken) rows first..end, channels in front of rows."""
-        count, size = len(self._order), (end - first, self.shape[1])
-        linear, coverage = np.empty((count, 3, *size), np.float32), np.ones((count, 1, *size), np.float32)
-        merged, encoded = np.empty((1, 3, *size), np.float32), np.empty((1, 3, *size), np.float32)
+    def band(self, rows: int, columns: int) -> dict[str, F32]:
+        """Room for every input but stops, channels in front of rows: memory is dear the first time, so bands share it."""
+        frames = len(self._order)
+        channels = {"linear": (frames, 3), "coverage": (frames, 1), "merged": (1, 3), "encoded": (1, 3)}
+        return {name: np.ones((*c, rows, columns), np.float32) for name, c in channels.items()}
+
+    def fill(self, band: dict[str, F32], top: int) -> None:
+        """Put in what lies from row `top` on; beyond the picture its edge is repeated."""
+        rows, columns = min(band["merged"].shape[2], self.shape[0] - top), self.shape[1]
+
+        def put(out: F32, picture: F32) -> None:
+            for plane, channel in zip(out, cv2.split(self._shrunk(picture)), strict=True):
+                plane[:, :columns] = channel
 
         def strip(begin: int, stop: int) -> None:
             here = slice(begin, stop)
-            rows = slice((first + begin) * self.shrink, min((first + stop) * self.shrink, self.merged.shape[0]))
+            full = slice((top + begin) * self.shrink, min((top + stop) * self.shrink, self.merged.shape[0]))
             for n, i in enumerate(self._order):
-                warped, covered = warp_rows(self._bracket.frames[i], self._alignments[i], rows.start, rows.stop)
-                for c, plane in enumerate(cv2.split(np.ascontiguousarray(warped))):
-                    linear[n, c, here] = self._shrunk(look_up(self._table[:, c], plane))
-                if covered is not None:
-                    coverage[n, 0, here] = self._shrunk(covered)
-            for out, picture in ((merged, self.merged[rows]), (encoded, self.encoded(rows))):
-                for c, plane in enumerate(cv2.split(picture)):
-                    out[0, c, here] = self._shrunk(np.asarray(plane, np.float32))
+                warped, covered = warp_rows(self._bracket.frames[i], self._alignments[i], full.start, full.stop)
+                put(band["linear"][n, :, here], look_up(self._table, np.ascontiguousarray(warped)))
+                if covered is None:
+                    band["coverage"][n, :, here] = 1
+                else:
+                    put(band["coverage"][n, :, here], covered)
+            put(band["merged"][0, :, here], self.merged[full])
+            put(band["encoded"][0, :, here], self.encoded(full))
 
-        for_each_strip(strip, end - first, rows=STRIP_ROWS // self.shrink)
-        return {"linear": linear, "coverage": coverage, "merged": merged, "encoded": encoded}
+        for_each_strip(strip, rows, rows=STRIP_ROWS // self.shrink)
+        for values in band.values():
+            values[..., :rows, columns:] = values[..., :rows, columns - 1 : columns]
+            values[..., rows:, :] = values[..., rows - 1 : rows, :]
 
     def encoded(self, rows: slice) -> F32:
         """(rows, W, 3) of the reference as stored, 0..1."""
         return np.asarray(self._bracket.frames[self._bracket.reference].encoded[rows] / self._top, np.float32)
 
-    def _shrunk(self, plane: F32) -> F32:
-        """(h, w) to means of cells, the last of them filled up by repeating the edge."""
+    def _shrunk(self, picture: F32) -> F32:
+        """(h, w) or (h, w, 3) to means of cells, the last of them filled up by repeating the edge."""
         if self.shrink == 1:
-            return plane
-        below, beside = (-plane.shape[0] % self.shrink, -plane.shape[1] % self.shrink)
+            return picture
+        height, width = picture.shape[:2]
+        below, beside = -height % self.shrink, -width % self.shrink
         if below or beside:
-            plane = np.pad(plane, ((0, below), (0, beside)), mode="edge")
-        size = plane.shape[1] // self.shrink, plane.shape[0] // self.shrink
-        return np.asarray(cv2.resize(plane, size, interpolation=cv2.INTER_AREA), np.float32)
+            picture = np.asarray(cv2.copyMakeBorder(picture, 0, below, 0, beside, cv2.BORDER_REPLICATE), np.float32)
+        size = picture.shape[1] // self.shrink, picture.shape[0] // self.shrink
+        return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), np.float32)
 
 
 def _tile(height: int, width: int, most: tuple[int, int] | None, card: Card) -> tuple[int, int]:
@@ -237,13 +258,13 @@ def _tile(height: int, width: int, most: tuple[int, int] | None, card: Card) -> 
         limits = [(-(-m // card.stride) * card.stride) for m in most]
         counts = [fewest(size, limit) or 1 for size, limit in zip((height, width), limits, strict=True)]
         return even(height, counts[0]), even(width, counts[1])
-    best: tuple[int, tuple[int, int]] | None = None
+    best: tuple[float, tuple[int, int]] | None = None
     for across in range(1, 1 + -(-width // (2 * card.halo_px))):
         columns = even(width, across)
         down = fewest(height, TILE_AREA_PX // columns)
         if down is not None:
             tile = even(height, down), columns
-            work = across * down * tile[0] * tile[1]
+            work = across * down * tile[0] * tile[1] * (1 if across == 1 else BESIDE)
             if best is None or work < best[0]:
                 best = work, tile
     assert best is not None  # tiles of two halos and a stride fit the area
@@ -266,15 +287,6 @@ def _start(first: int, size: int, tile: int, card: Card) -> int:
     """Where the tile of a core begins. The last one ends where the whole picture would: what lies beyond its edge counts too."""
     end = -(-size // card.stride) * card.stride
     return max(min(first - card.halo_px, end - tile), 0)
-
-
-def _padded(values: F32, left: int, rows: int, columns: int) -> F32:
-    """Columns from `left` of a band, filled up to the tile by repeating its edge."""
-    part = values[..., left : left + columns]
-    below, beside = rows - part.shape[-2], columns - part.shape[-1]
-    if below or beside:
-        part = np.pad(part, [(0, 0)] * (part.ndim - 2) + [(0, below), (0, beside)], mode="edge")
-    return np.ascontiguousarray(part)
 
 
 def _radiance(merged: F32, change: F32, encoded: F32, white: np.float32, card: Card) -> F32:

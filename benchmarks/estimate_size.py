@@ -1,10 +1,10 @@
-"""What estimating a large picture at half size costs in quality, on real photos, in one run.
+"""What estimating a large picture at a smaller size costs in quality, on real photos, in one run.
 
-    python benchmarks/half_size.py FOLDER IMG_1.JPG IMG_2.JPG IMG_3.JPG       # a tripod bracket; the merge of all its photos is the truth
+    python benchmarks/estimate_size.py FOLDER IMG_1.JPG IMG_2.JPG IMG_3.JPG       # a tripod bracket, and which of its photos are seen
 
-The three photos are merged; the network estimates on that merge at full and at half size; each is held to what the reference measured.
-Printed: PSNR-mu against the merge of all photos of the folder (up to one factor, the exposures being fitted), PSNR-mu of half against full
-size, and seconds. Nothing is aligned: the photos must come from a tripod.
+The three photos are merged; the network estimates on that merge at full size, half and a third of a side; each is held to what the
+reference measured. Printed: PSNR-mu against the truth, which is the merge of all photos of the folder (up to one factor, the exposures
+being fitted), PSNR-mu against full size, and seconds. Nothing is aligned: the photos must come from a tripod.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def main() -> None:
     found = {"classical merge": merged(bracket)}
     model = load_model(arguments.model)
     seconds = {}
-    for name, shrink in (("full size", 1), ("half size", 2)):
+    for name, shrink in (("full size", 1), ("half", 2), ("a third", 3)):
         started = time.perf_counter()
         radiance = Estimator(model, shrink=shrink)(bracket, [Alignment()] * len(bracket.frames), found["classical merge"]).radiance
         seconds[name] = time.perf_counter() - started
@@ -62,10 +62,10 @@ def main() -> None:
         return float(-10 * np.log10(np.mean((x - y) ** 2, dtype=np.float64)))
 
     print(f"{arguments.folder.name}, {bracket.shape[1]}x{bracket.shape[0]}, {len(bracket.frames)} of {len(everything)} photos, mu 5000")
-    print("| | PSNR-mu | network s |\n|---|---:|---:|")
+    print("| | PSNR-mu | against full size | network s |\n|---|---:|---:|---:|")
     for name, radiance in found.items():
-        print(f"| {name} | {psnr_mu(radiance, truth):.2f} | {seconds.get(name, math.nan):.1f} |".replace("nan", "–"))
-    print(f"half against full size: {psnr_mu(found['half size'], found['full size']):.1f} dB")
+        against = "–" if name == "full size" else f"{psnr_mu(radiance, found['full size']):.1f}"
+        print(f"| {name} | {psnr_mu(radiance, truth):.2f} | {against} | {seconds.get(name, math.nan):.1f} |".replace("nan", "–"))
 
 
 if __name__ == "__main__":
