@@ -80,9 +80,10 @@ def test_json_result(jpegs, tmp_path, capsys):
     assert 0.2 < result["headroom_stops"] <= 3
 
 
-def test_the_network_is_the_default_and_can_be_left_out(jpegs, tmp_path, capsys):
+def test_the_network_runs_where_it_is_asked_for(jpegs, tmp_path, capsys):
     told = {}
-    for name, options in (("with", []), ("without", ["--model", "none"]), ("exact", ["--exact", "--tile", "512"])):
+    compact = ["--model", "compact"]
+    for name, options in (("with", compact), ("without", []), ("exact", [*compact, "--exact", "--tile", "512", "--estimate-size", "half"])):
         code, out, err = run(["merge", *jpegs, "-o", str(tmp_path / f"{name}.exr"), "--json", *options], capsys)
         assert (code, err) == (0, "")
         told[name] = json.loads(out)["model"]
@@ -96,8 +97,10 @@ def test_the_network_is_the_default_and_can_be_left_out(jpegs, tmp_path, capsys)
     ("options", "expected"),
     [
         (["--model", "huge"], "model 'huge': expected compact"),
-        (["--tile", "20"], "tile 20x20: expected"),
-        (["--device", "abacus"], "abacus"),
+        (["--model", "compact", "--tile", "20"], "tile 20x20: expected"),
+        (["--model", "compact", "--device", "abacus"], "abacus"),
+        (["--device", "abacus", "--tile", "512"], "--device, --tile: of the network, and --model is none; give --model compact"),
+        (["--model", "gone.json"], "model 'gone.json': expected compact, or the card (.json) of a model with its weights beside it"),
     ],
 )
 def test_a_network_that_cannot_run_is_one_line(jpegs, tmp_path, capsys, options, expected):

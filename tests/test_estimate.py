@@ -178,6 +178,11 @@ def test_out_of_memory_says_what_to_do(aligned):
         Estimator(Full())(*aligned)
 
 
+def test_a_broken_network_is_refused(aligned):
+    with pytest.raises(InputError, match="fake returned values that are not finite"):
+        Estimator(Fake(float("nan")))(*aligned)
+
+
 class Echo(Fake):
     """Says what it was given: the second frame's light and coverage, and how many stops it is away."""
 

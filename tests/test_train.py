@@ -384,6 +384,24 @@ def test_two_processes_make_the_steps_of_one(data, cache, tmp_path):
     assert same(weights_of(tmp_path / "one" / loop.WEIGHTS), weights_of(tmp_path / "two" / loop.WEIGHTS), 1e-5)
 
 
+def test_a_run_that_only_overflows_ends(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "MOST_OVERFLOWS", 3)
+    with pytest.raises(InputError, match=r"not finite for 3 steps.*give a smaller --rate \(now 1e\+30\)"):
+        loop.train(replace(RECIPE, rate=1e30, warm_up=1), store, tmp_path, workers=0, say=lambda _: None)
+
+
+def test_broken_weights_do_not_ship(tmp_path):
+    from gmodiff.model.weights import write_weights
+    from gmodiff.train.shipping import ship
+
+    network = Regressor(SMALL)
+    with torch.no_grad():
+        network.join.bias[0] = float("nan")
+    write_weights(network, tmp_path / "w.safetensors", {})
+    with pytest.raises(InputError, match=r"1 of its tensors are not finite \(join.bias"):
+        ship(tmp_path / "w.safetensors", tmp_path / "card.json")
+
+
 def test_what_goes_wrong_in_a_worker_is_one_line(data, tmp_path):
     sources = find_sources(data)
     store = SceneStore(replace(sources, hdr=(), photos=(tmp_path / "gone.jpg",)), 1, None, size=64)
@@ -396,6 +414,7 @@ def test_what_goes_wrong_in_a_worker_is_one_line(data, tmp_path):
     ("more", "said"),
     [
         (("--crop", "50"), "--crop 50: expected a multiple of 32"),
+        (("--rate", "nan"), "--rate"),
         (("--from", "nowhere.safetensors"), "no weights there"),
     ],
 )

@@ -131,6 +131,8 @@ class Estimator:
         if progress is not None:
             progress(1.0)
         del band  # as large as what follows
+        if not np.isfinite(change.sum(dtype=np.float64)):
+            raise InputError(f"model {card.name} returned values that are not finite: its weights are broken; take another --model")
         return _applied(feed, change, residual, mask, card)
 
 

@@ -71,8 +71,13 @@ class Card:
             if card.halo_px % card.stride or not number or not 0 < card.gain_limit < 10:
                 raise ValueError("halo_px is no multiple of stride, or gain_limit out of range")
             return card
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise FileFormatError(f"{path}: not a model card of this program ({type(error).__name__}: {error})") from None
+        except OSError as error:
+            raise FileFormatError(
+                f"{path}: cannot be read ({error.strerror}); expected a model card (.json), see gmodiff train export"
+            ) from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            why = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+            raise FileFormatError(f"{path}: not a model card of this program ({why}); export or copy it again") from None
 
 
 class Model(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,13 @@ def train() -> None:
     """
 
 
+def _finite(_: click.Context, option: click.Parameter, value: float | None) -> float | None:
+    """A range lets NaN pass."""
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter(f"{value}: expected a finite number", param=option)
+    return value
+
+
 def _stage(stage: str, about: str) -> Callable[..., Any]:
     def wrap(function: Callable[..., Any]) -> Any:
         for option in reversed(
@@ -54,7 +62,7 @@ def _stage(stage: str, about: str) -> Callable[..., Any]:
                 click.option("--batch", type=click.IntRange(min=1), help="Crops a step."),
                 click.option("--crop", type=click.IntRange(min=32), help="Side of a crop in pixels, a multiple of 32."),
                 click.option("--scenes", type=click.IntRange(min=1), help="Different simulated brackets."),
-                click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Largest learning rate."),
+                click.option("--rate", type=click.FloatRange(min=0, max=1, min_open=True), callback=_finite, help="Largest learning rate."),
                 click.option("--save-every", type=click.IntRange(min=1), help="Steps from checkpoint to checkpoint."),
                 click.option("--check-scenes", type=click.IntRange(min=1), help="Scenes never trained on, looked at with each checkpoint."),
                 click.option("--seed", type=click.IntRange(min=0), help="Of crops and first weights, and of a regressor's scenes."),

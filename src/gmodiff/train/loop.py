@@ -30,6 +30,8 @@ from gmodiff.train.recipes import Recipe
 from gmodiff.train.scenes import SceneStore
 from gmodiff.writer import replacing
 
+MOST_OVERFLOWS = 20
+"""Steps in a row without a finite gradient after which a run ends."""
 CHECKPOINT, LOG, PLOT, WEIGHTS = "checkpoint.pt", "log.jsonl", "log.png", "weights.safetensors"
 LOG_EVERY = 50
 
@@ -145,6 +147,7 @@ def _train(
         raise OutputError(f"{out}: cannot be written ({error.strerror}); give another --out") from None
     forward = team.wrap(network)
     began = time.monotonic() - spent
+    overflowed = 0
     for step, batch in zip(steps, loader, strict=True):
         if isinstance(batch, GMODiffError):
             raise batch
@@ -157,6 +160,14 @@ def _train(
         norm = nn.utils.clip_grad_norm_(trained, recipe.clip_norm)
         if torch.isfinite(norm):  # a batch that overflowed teaches nothing
             optimiser.step()
+            overflowed = 0
+        else:
+            overflowed += 1
+            if overflowed == MOST_OVERFLOWS:
+                raise InputError(
+                    f"the loss was not finite for {overflowed} steps, the last of them {step}: give a smaller --rate (now "
+                    f"{recipe.rate:g}), or go on from an older --out"
+                )
         decay = min(recipe.ema, (step + 1) / (step + 10))
         with torch.no_grad():
             for name, value in network.state_dict().items():

@@ -25,6 +25,9 @@ SCORES = ("psnr_mu", "psnr_l", "pu21_psnr", "jod")
 def ship(weights: Path, card: Path) -> list[Path]:
     """Write card, card.onnx and card.safetensors; returns the three. The card has no scores yet: see `add_scores`."""
     network, facts = read_weights(weights)
+    broken = [name for name, values in network.state_dict().items() if not bool(values.isfinite().all())]
+    if broken:
+        raise InputError(f"{weights}: {len(broken)} of its tensors are not finite ({broken[0]} is the first): train again, slower")
     single, graph = card.with_suffix(".safetensors"), card.with_suffix(".onnx")
     card.parent.mkdir(parents=True, exist_ok=True)
     write_weights(network, single, {"name": card.stem}, half=True)
