@@ -117,6 +117,28 @@ def test_demosaicing_blurs_after_clipping_so_the_truth_keeps_its_edges():
     assert made.bracket.frames[0].encoded[10, 9, 0] > made.bracket.frames[0].encoded[10, 9, 1]
 
 
+def test_a_colour_matrix_changes_nothing_but_what_clips():
+    """Whatever the sensor could hold comes back; a red it could not loses its hue: green and blue rise."""
+    quiet = {"read_electrons": 0.0, "full_well": 1e12, "demosaic_px": 0.0, "bits": 16, "jpeg_quality": None}
+    radiance = np.full((4, 4, 3), (0.5, 0.3, 0.2), np.float32)
+    radiance[2:] = (3.0, 0.6, 0.3)
+    plain, spread = (Camera(CameraResponse.named("linear"), saturation=s, **quiet).expose(radiance, 1.0, 0) / 65535 for s in (1.0, 1.6))
+    np.testing.assert_allclose(spread[:2], radiance[:2], atol=1e-4)
+    np.testing.assert_allclose(plain[2], np.minimum(radiance[2], 1), atol=1e-4)
+    # The sensor saw 1.125 + (3.0, 0.6, 0.3 less 1.125) / 1.6 = 2.30, 0.797, 0.609, and held 1.0 of the red.
+    grey = 0.25 * 1 + 0.5 * 0.796875 + 0.25 * 0.609375
+    np.testing.assert_allclose(spread[2, 0], [1, grey + 1.6 * (0.796875 - grey), grey + 1.6 * (0.609375 - grey)], atol=1e-4)
+
+
+def test_whitening_takes_colour_from_bright_pixels_only():
+    quiet = {"read_electrons": 0.0, "full_well": 1e12, "demosaic_px": 0.0, "bits": 16, "jpeg_quality": None}
+    radiance = np.array([[(0.3, 0.1, 0.02), (0.65, 0.3, 0.1), (1.0, 0.5, 0.2)]], np.float32)
+    found = Camera(CameraResponse.named("linear"), whitening=0.5, **quiet).expose(radiance, 1.0, 0) / 65535
+    np.testing.assert_allclose(found[0, 0], radiance[0, 0], atol=1e-4)
+    np.testing.assert_allclose(found[0, 1], [0.65, 0.3 + 0.125 * 0.35, 0.1 + 0.125 * 0.55], atol=1e-4)
+    np.testing.assert_allclose(found[0, 2], [1.0, 0.75, 0.6], atol=1e-4)
+
+
 def test_jpeg_keeps_channels_in_place_and_hurts_more_at_lower_quality():
     light = np.clip(scene(64, 96), 0, 1) * np.array([1, 0.3, 0.05], np.float32)
     plain = Camera(jpeg_quality=None).expose(light, 1.0, 0).astype(int)

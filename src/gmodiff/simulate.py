@@ -1,7 +1,7 @@
 """A camera made of numbers: scene radiance in, a bracket of photos out, with the truth known.
 
 The order is that of light: scene (shake, moving objects, waves) -> vignetting -> lens blur -> exposure -> shot and read noise
--> clipping per channel -> demosaicing blur -> camera response -> quantisation -> JPEG.
+-> clipping per channel -> demosaicing blur -> colour matrix -> whitening of highlights -> camera response -> quantisation -> JPEG.
 
 Radiance 1.0 is where the reference frame's encoding ends (`HDRImage.radiance` has the same convention).
 The truth of a simulated bracket is the reference's radiance *behind the lens*, vignetting and lens blur included: what a perfect
@@ -57,7 +57,10 @@ class Camera:
     full_well: electrons at linear 1.0 and ISO 100.   read_electrons: read noise, standard deviation in electrons.
     lens_px, demosaic_px: standard deviation of the blur before and after the sensor (red and blue; green half the variance).
     vignetting: share of light lost in the corners, 0..1.   white_level: linear value at which the sensor is full, 1.0 = where
-    the encoding ends.   bits: 8 or 16.   jpeg_quality: 1..100, or None for no JPEG; chroma is stored 4:2:0.
+    the encoding ends.   saturation: of the colour matrix behind the sensor, 1 (none) to 3; the sensor sees colours as much nearer to grey,
+    and clips them there, so that what clips changes hue.   whitening: how much of its colour a pixel has lost where its brightest channel
+    is at white, 0..1, as cameras' renderings do; from WHITENING_FROM on.   bits: 8 or 16.   jpeg_quality: 1..100, or None for no JPEG;
+    chroma is stored 4:2:0.
     """
 
     response: CameraResponse = field(default_factory=lambda: CameraResponse.named("srgb"))
@@ -68,6 +71,8 @@ class Camera:
     demosaic_px: float = 0.5
     vignetting: float = 0.0
     white_level: float = 1.0
+    saturation: float = 1.0
+    whitening: float = 0.0
     bits: int = 8
     jpeg_quality: int | None = 95
 
@@ -78,6 +83,8 @@ class Camera:
             raise InputError(f"JPEG quality {self.jpeg_quality} with {self.bits} bits: expected 1..100 and 8 bits, or None")
         if not 0 <= self.vignetting < 1:
             raise InputError(f"vignetting {self.vignetting} must lie in 0..1")
+        if not 1 <= self.saturation <= 3 or not 0 <= self.whitening <= 1:
+            raise InputError(f"saturation {self.saturation} must lie in 1..3, whitening {self.whitening} in 0..1")
         if min(self.iso, self.full_well, self.white_level) <= 0 or min(self.read_electrons, self.lens_px, self.demosaic_px) < 0:
             raise InputError("camera ISO, full well and white level must be positive; read noise and blurs must not be negative")
 
@@ -103,14 +110,25 @@ class Camera:
         """
         noise = self.noise
         linear = on_sensor * np.float32(relative_exposure)
+        if self.saturation > 1:
+            linear = _spread(linear, 1 / self.saturation)
         sigma = np.sqrt(np.float32(noise.read**2) + np.float32(noise.shot) * linear)
         linear += sigma * generator(seed).standard_normal(linear.shape, dtype=np.float32)
         np.clip(linear, 0.0, min(self.white_level, 1.0), out=linear)
         if self.demosaic_px > 0:
             linear = np.stack([blur(linear[..., c], self.demosaic_px * s) for c, s in enumerate((1.0, sqrt(0.5), 1.0))], axis=-1)
+        if self.saturation > 1:
+            linear = np.clip(_spread(linear, self.saturation), 0, 1)
+        if self.whitening > 0:
+            brightest = np.maximum(np.maximum(linear[..., 0], linear[..., 1]), linear[..., 2])[..., None]
+            near = np.maximum((brightest - np.float32(WHITENING_FROM)) * np.float32(1 / (1 - WHITENING_FROM)), 0)
+            linear = linear + np.float32(self.whitening) * near * near * (brightest - linear)
         codes = encode_codes(linear, self.response, self.bits)
         return codes if self.jpeg_quality is None else _through_jpeg(codes, self.jpeg_quality)
 
+
+WHITENING_FROM = 0.3
+"""Linear value of a pixel's brightest channel from which a camera's rendering begins to whiten it."""
 
 NOISE_STREAM = 5
 """Purpose of a seed's stream for sensor noise; 1 to 4 are those of `moving_scene`."""
@@ -183,6 +201,12 @@ def blur(image: F32, sigma_px: float) -> F32:
             before, after = (padded[:-2], padded[2:]) if axis == 0 else (padded[:, :-2], padded[:, 2:])
             image = image + a * (before - image) + a * (after - image)
     return image
+
+
+def _spread(linear: F32, factor: float) -> F32:
+    """(H, W, 3) colours moved from (or, below 1, towards) a grey of a quarter red, half green and a quarter blue."""
+    grey = (np.float32(0.25) * linear[..., 0] + np.float32(0.5) * linear[..., 1] + np.float32(0.25) * linear[..., 2])[..., None]
+    return np.asarray(grey + np.float32(factor) * (linear - grey), np.float32)
 
 
 ENCODE_NODES = 16384

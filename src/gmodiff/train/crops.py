@@ -33,7 +33,8 @@ truth is relative to the short frame's white."""
 class Place:
     """A crop of a scene, and how it is turned and its channels swapped; shrink: how many pixels a side become one.
 
-    others: other places of the scene, of which that is taken where most is both clipped and moving: what is hard is rare.
+    others: other places of the scene, of which that is taken where most is clipped and moving, or clipped and outside of another frame:
+    what is hard is rare.
     """
 
     scene: int
@@ -122,7 +123,7 @@ def cut(scene: TrainingScene, place: Place, side: int) -> Batch:
 def _hardest(scene: TrainingScene, places: tuple[tuple[int, int], ...], side: int) -> tuple[int, int]:
     if len(places) == 1:
         return places[0]
-    lost = scene.moving & (scene.truth >= 1).any(axis=-1)
+    lost = (scene.moving | (scene.coverage < 128).any(axis=0)) & (scene.truth >= 1).any(axis=-1)
     return max(places, key=lambda p: int(lost[p[0] : p[0] + side, p[1] : p[1] + side].sum()))  # the first of equals
 
 

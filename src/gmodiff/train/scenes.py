@@ -36,10 +36,10 @@ SIZE_PX, MARGIN_PX = 384, 24
 """Side of a training scene, and the picture kept around it for shake."""
 LEAST_HDR_PX, LEAST_HDR_STOPS = 64, 1.0
 """Rows of a panorama, and stops from the median to the brightest thousandth, that a training picture has at least."""
-SCENE_STREAM, RENDER_STREAM = 1000, 1001
-"""Purposes of random streams, beside those of `simulate`."""
+SCENE_STREAM, RENDER_STREAM, RENDERING_STREAM = 1000, 1001, 1003
+"""Purposes of random streams, beside those of `simulate` and `crops`."""
 
-RENDER_VERSION = 1
+RENDER_VERSION = 2
 """Raised whenever the same draw gives other pixels, so that caches are not taken for what they no longer are."""
 VIEWS = 8
 
@@ -145,8 +145,12 @@ def draw(sources: Sources, seed: int, number: int) -> Draw:
     reference = int(rng.integers(len(stops))) if rng.random() < 0.12 else middle
     stops = tuple(round(s - stops[reference], 3) for s in stops)
     response = sources.responses[int(rng.integers(len(sources.responses)))]
+    # How the camera makes a picture of what its sensor saw. Without it a network takes what bright colours do for motion.
+    rendering = generator((seed, RENDERING_STREAM, number))
     camera = Camera(
         response,
+        saturation=float(rendering.uniform(1, 2)) if rendering.random() < 0.75 else 1.0,
+        whitening=float(rendering.uniform(0, 0.8)) if rendering.random() < 0.6 else 0.0,
         iso=float(rng.choice((100, 100, 200, 400, 800, 1600, 3200))),
         full_well=float(rng.uniform(12000, 50000)),
         read_electrons=float(rng.uniform(2, 8)),
