@@ -88,7 +88,7 @@ def _numbers(_: click.Context, parameter: click.Parameter, text: str | None) -> 
 @click.option("--exact", is_flag=True, help="Run the network in float32; slower, and the same to 0.05 dB.")
 @click.option("--estimate-size", type=click.Choice(["auto", "full", "half"]), default="auto", show_default=True,
               help="How large the network sees the picture; auto: about 3 megapixels, or full size if that is less.")  # fmt: skip
-@click.option("--tile", type=click.IntRange(min=1), metavar="PX", help="Side of the network's tiles; smaller ones need less memory.")
+@click.option("--tile", type=click.IntRange(min=1), metavar="PX", help="Side of the network's tiles, 384 or more: less memory.")
 @click.option("--look", type=click.Choice(["camera", "linear"]), default="camera", show_default=True,
               help="The HDR picture: the photo's own look with its highlights given back, or scene-linear light.")  # fmt: skip
 @click.option("--headroom", type=float, default=3.0, show_default=True, metavar="STOPS",
@@ -248,7 +248,8 @@ def _print_result(result: dict[str, Any], bracket: Bracket, verbose: bool) -> No
     if known:
         agreement = f", photos agree to {max(known):.2f} stops" if max(known) < 0.25 else f", photos disagree by {max(known):.2f} stops"
     refined = " refined by the pixels" if result["exposure_source"] == "exif" else ""
-    click.echo(f"exposures {exposures} ({result['exposure_source']}{refined}), response {result['response']}{agreement}")
+    network = "" if result["model"] is None else f", network {result['model']['name']}"
+    click.echo(f"exposures {exposures} ({result['exposure_source']}{refined}), response {result['response']}{agreement}{network}")
     click.echo(
         f"{where['measured_percent']:.1f} % measured in {result['reference']}, {where['aligned_percent']:.1f} % in the other photos, "
         f"{where['inferred_percent']:.2f} % inferred; {where['highlight_stops']:.1f} stops of highlights recovered "

@@ -157,7 +157,8 @@ def _shipped_folder() -> Path:
 def _check_weights(path: Path, card: Card) -> None:
     wanted = card.sha256.get(path.name)
     if wanted is None:
-        raise InputError(f"model {card.name}: its card names no {path.suffix} file, which this runtime needs")
+        named = ", ".join(sorted(card.sha256)) or "no file"
+        raise InputError(f"model {card.name}: this runtime needs {path.name}, and the card names {named}; name the card as its files are")
     try:
         with path.open("rb") as stream:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -196,7 +197,9 @@ class _OpenVINO:
         self._device = "CPU" if device == "auto" else device.upper()
         self._core = openvino.Core()
         if self._device.split(".")[0] not in self._core.available_devices:
-            raise InputError(f"device {device!r}: this OpenVINO has {', '.join(self._core.available_devices)}")
+            raise InputError(
+                f"device {device!r}: this OpenVINO has {', '.join(self._core.available_devices)}; try --runtime torch or onnxruntime"
+            )
         try:
             self._model = self._core.read_model(str(weights))
         except RuntimeError as error:

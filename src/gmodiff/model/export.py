@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,7 @@ def export_onnx(network: Regressor, path: Path) -> None:
         "merged": {2: rows, 3: columns},
         "encoded": {2: rows, 3: columns},
     }
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations are nobody's business here
         made = torch.onnx.export(

@@ -167,7 +167,7 @@ def export(start: Path, output: Path, force: bool) -> None:
         raise InputError(f"{taken[0]} exists: give --force to overwrite it, or another name")
     weights = start / WEIGHTS if start.is_dir() else start
     for path in ship(weights, output):
-        click.echo(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
+        click.echo(f"{path}: {path.stat().st_size / 1e6:.3f} MB")
 
 
 @train.command(short_help="Put measured scores on a model's card.")

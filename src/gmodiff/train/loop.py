@@ -126,7 +126,9 @@ def _train(
     inputs = {"pictures": store.digest, "start": "none" if start is None else fingerprint("", {"start": start})}
     first, spent = _resume(out, recipe, network, optimiser, averaged, inputs)
     if first and team.leads:
-        say(f"going on at step {first} of {recipe.steps}")
+        say(f"going on at step {first} of {recipe.steps}" if first < recipe.steps else f"finished already: {first} steps of {recipe.steps}")
+    elif team.leads:
+        say(f"{recipe.steps} steps; scenes are rendered when they first come up, so the first steps are slow without a full --cache")
 
     batches = _Told(Batches(store, recipe, (team.rank, team.world)))
     steps = range(first, recipe.steps if stop_after is None else min(stop_after, recipe.steps))
