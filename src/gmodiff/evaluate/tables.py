@@ -54,6 +54,7 @@ METRICS: Mapping[str, Metric] = {
     "pu21_ssim": Metric("PU21-SSIM", 4),
     "jod": Metric("JOD", 2),
     "gain_psnr": Metric("gain PSNR", 2),
+    "grid_db": Metric("grid dB", 2, lower=True),
     "lpips": Metric("LPIPS", 3, lower=True),
     "dists": Metric("DISTS", 3, lower=True),
     "musiq": Metric("MUSIQ", 1),
