@@ -278,10 +278,10 @@ def _as_fitted(bracket: Bracket) -> Bracket:
             response=None,
             transfer=bracket.colour.transfer,
         )
-    except InputError:
+        frames = tuple(replace(f, exposure=e) for f, e in zip(bracket.frames, exposures, strict=True))
+        return Bracket(frames, bracket.reference, response, bracket.colour, calibration)
+    except InputError:  # also where exposures so near to each other come out in another order
         return bracket
-    frames = tuple(replace(f, exposure=e) for f, e in zip(bracket.frames, exposures, strict=True))
-    return Bracket(frames, bracket.reference, response, bracket.colour, calibration)
 
 
 def _scale(merged: F32, truth: F32) -> float:
