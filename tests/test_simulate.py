@@ -139,6 +139,36 @@ def test_whitening_takes_colour_from_bright_pixels_only():
     np.testing.assert_allclose(found[0, 2], [1.0, 0.75, 0.6], atol=1e-4)
 
 
+def test_noise_reduction_smooths_what_is_near_the_noise_and_keeps_edges():
+    light = np.full((40, 80, 3), 0.1, np.float32)
+    light[:, 40:] = 0.5
+    settings = {"read_electrons": 0.0, "full_well": 2000.0, "demosaic_px": 0.0, "bits": 16, "jpeg_quality": None}
+    linear = CameraResponse.named("linear")
+    plain, smooth = (Camera(linear, denoising=d, **settings).expose(light, 1.0, 0) / 65535 for d in (0.0, 3.0))
+    assert smooth[:, :30].std() < 0.5 * plain[:, :30].std()
+    assert smooth[:, :30].mean() == pytest.approx(0.1, abs=1e-3)
+    steps = [found[:, 40].mean() - found[:, 39].mean() for found in (plain, smooth)]
+    assert steps[1] > 0.95 * steps[0]
+
+
+def test_a_black_point_takes_from_the_dark_and_leaves_white():
+    quiet = {"read_electrons": 0.0, "full_well": 1e12, "demosaic_px": 0.0, "bits": 16, "jpeg_quality": None}
+    radiance = np.array([[(0.005, 0.02, 1.0)]], np.float32)
+    for black, wanted in ((0.01, (0.0, 0.01 / 0.99, 1.0)), (-0.01, (0.015 / 1.01, 0.03 / 1.01, 1.0))):
+        found = Camera(CameraResponse.named("linear"), black=black, **quiet).expose(radiance, 1.0, 0) / 65535
+        np.testing.assert_allclose(found[0, 0], wanted, atol=1e-4)
+
+
+def test_sharpening_overshoots_beside_an_edge_and_nowhere_else():
+    light = np.full((20, 40, 3), 0.2, np.float32)
+    light[:, 20:] = 0.6
+    quiet = {"read_electrons": 0.0, "full_well": 1e12, "demosaic_px": 0.0, "bits": 16, "jpeg_quality": None}
+    found = Camera(CameraResponse.named("linear"), sharpening=1.0, **quiet).expose(light, 1.0, 0)[10, :, 1] / 65535
+    assert found[19] < 0.15
+    assert found[20] > 0.65
+    np.testing.assert_allclose(found[[5, 35]], (0.2, 0.6), atol=1e-4)
+
+
 def test_jpeg_keeps_channels_in_place_and_hurts_more_at_lower_quality():
     light = np.clip(scene(64, 96), 0, 1) * np.array([1, 0.3, 0.05], np.float32)
     plain = Camera(jpeg_quality=None).expose(light, 1.0, 0).astype(int)
@@ -307,6 +337,9 @@ def test_frames_may_be_made_one_by_one():
         lambda: Camera(vignetting=1),
         lambda: Camera(iso=0),
         lambda: Camera(lens_px=-1),
+        lambda: Camera(denoising=-1),
+        lambda: Camera(black=0.1),
+        lambda: Camera(sharpening=3),
         lambda: s_curve((2, 0, 0)),
         lambda: render_bracket([scene()] * 2, (2, 1), Camera(), seed=0),
         lambda: render_bracket([scene()] * 2, (0, 1), Camera(), seed=0),

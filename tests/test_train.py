@@ -21,11 +21,12 @@ from gmodiff.datasets.held_out import HELD_OUT_FOLDERS, HELD_OUT_PHOTOS, TEST_CA
 from gmodiff.errors import InputError
 from gmodiff.model.regressor import Regressor, Shape, full_gain
 from gmodiff.model.weights import read_weights
+from gmodiff.simulate import Camera
 from gmodiff.train import loop
 from gmodiff.train.crops import Batches, Place, cut, stack
 from gmodiff.train.losses import average_precision, errs, estimate_loss, full_size
 from gmodiff.train.recipes import MASK, REGRESSOR
-from gmodiff.train.scenes import SceneStore, TrainingScene, draw, find_sources, render
+from gmodiff.train.scenes import SceneStore, TrainingScene, draw, find_sources, render, simulated
 
 SETS = Path(__file__).parent.parent / "benchmarks" / "sets"
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
@@ -173,6 +174,18 @@ def test_the_reference_comes_first_and_truth_is_on_its_scale(store):
     own = scene.table[scene.codes[0], np.arange(3)]
     well = ((own > 0.05) & (own < 0.7)).all(axis=-1) & ~scene.moving
     assert abs(np.median(scene.truth[well] / own[well]) - 1) < 0.1
+
+
+def test_truth_is_what_a_camera_that_renders_could_measure(store):
+    """Its sharpened edges are not to be undone; a camera that only measures is judged by radiance itself."""
+    plain = replace(draw(store.sources, 1, 0), told=True, camera=Camera(jpeg_quality=None))
+    sharp = replace(plain, camera=Camera(jpeg_quality=None, sharpening=1.0, demosaic_px=0))
+    truths = [render(d, 64).truth.astype(np.float32) for d in (plain, sharp)]
+    made = simulated(plain, 64)
+    assert np.array_equal(truths[0], np.minimum(made.truth, 6e4).astype(np.float16))
+    edges = [np.abs(np.diff(np.log2(t + 0.01), axis=1)).mean() for t in truths]
+    assert edges[1] > 1.1 * edges[0]
+    assert abs(np.median(truths[1] / np.maximum(truths[0], 1e-4)) - 1) < 0.02
 
 
 def test_a_cached_scene_is_the_same_and_one_cut_short_is_made_again(store):

@@ -1,7 +1,8 @@
 """A camera made of numbers: scene radiance in, a bracket of photos out, with the truth known.
 
 The order is that of light: scene (shake, moving objects, waves) -> vignetting -> lens blur -> exposure -> shot and read noise
--> clipping per channel -> demosaicing blur -> colour matrix -> whitening of highlights -> camera response -> quantisation -> JPEG.
+-> clipping per channel -> demosaicing blur -> noise reduction -> black point -> colour matrix -> whitening of highlights
+-> camera response -> quantisation -> sharpening -> JPEG.
 
 Radiance 1.0 is where the reference frame's encoding ends (`HDRImage.radiance` has the same convention).
 The truth of a simulated bracket is the reference's radiance *behind the lens*, vignetting and lens blur included: what a perfect
@@ -59,8 +60,10 @@ class Camera:
     vignetting: share of light lost in the corners, 0..1.   white_level: linear value at which the sensor is full, 1.0 = where
     the encoding ends.   saturation: of the colour matrix behind the sensor, 1 (none) to 3; the sensor sees colours as much nearer to grey,
     and clips them there, so that what clips changes hue.   whitening: how much of its colour a pixel has lost where its brightest channel
-    is at white, 0..1, as cameras' renderings do; from WHITENING_FROM on.   bits: 8 or 16.   jpeg_quality: 1..100, or None for no JPEG;
-    chroma is stored 4:2:0.
+    is at white, 0..1, as cameras' renderings do; from WHITENING_FROM on.   denoising: noise standard deviations at which in-camera noise
+    reduction has taken half of a detail, 0 (none) to 8.   black: linear value that the camera calls black, -0.02 (light scattered in the
+    lens, which lifts everything) to 0.02 (crushed).   sharpening: share of the encoded detail finer than about a pixel that is added,
+    0 (none) to 2.   bits: 8 or 16.   jpeg_quality: 1..100, or None for no JPEG; chroma is stored 4:2:0.
     """
 
     response: CameraResponse = field(default_factory=lambda: CameraResponse.named("srgb"))
@@ -73,6 +76,9 @@ class Camera:
     white_level: float = 1.0
     saturation: float = 1.0
     whitening: float = 0.0
+    denoising: float = 0.0
+    black: float = 0.0
+    sharpening: float = 0.0
     bits: int = 8
     jpeg_quality: int | None = 95
 
@@ -85,6 +91,10 @@ class Camera:
             raise InputError(f"vignetting {self.vignetting} must lie in 0..1")
         if not 1 <= self.saturation <= 3 or not 0 <= self.whitening <= 1:
             raise InputError(f"saturation {self.saturation} must lie in 1..3, whitening {self.whitening} in 0..1")
+        if not 0 <= self.denoising <= 8 or abs(self.black) > 0.02 or not 0 <= self.sharpening <= 2:
+            raise InputError(
+                f"denoising {self.denoising} must lie in 0..8, black {self.black} in -0.02..0.02, sharpening {self.sharpening} in 0..2"
+            )
         if min(self.iso, self.full_well, self.white_level) <= 0 or min(self.read_electrons, self.lens_px, self.demosaic_px) < 0:
             raise InputError("camera ISO, full well and white level must be positive; read noise and blurs must not be negative")
 
@@ -117,6 +127,10 @@ class Camera:
         np.clip(linear, 0.0, min(self.white_level, 1.0), out=linear)
         if self.demosaic_px > 0:
             linear = np.stack([blur(linear[..., c], self.demosaic_px * s) for c, s in enumerate((1.0, sqrt(0.5), 1.0))], axis=-1)
+        if self.denoising > 0:
+            linear = self._denoised(linear)
+        if self.black != 0:
+            linear = np.clip((linear - np.float32(self.black)) * np.float32(1 / (1 - self.black)), 0, 1)
         if self.saturation > 1:
             linear = np.clip(_spread(linear, self.saturation), 0, 1)
         if self.whitening > 0:
@@ -124,8 +138,21 @@ class Camera:
             near = np.maximum((brightest - np.float32(WHITENING_FROM)) * np.float32(1 / (1 - WHITENING_FROM)), 0)
             linear = linear + np.float32(self.whitening) * near * near * (brightest - linear)
         codes = encode_codes(linear, self.response, self.bits)
+        if self.sharpening > 0:
+            codes = _sharpened(codes, self.sharpening)
         return codes if self.jpeg_quality is None else _through_jpeg(codes, self.jpeg_quality)
 
+    def _denoised(self, linear: F32) -> F32:
+        """Detail finer than about a pixel, shrunk the more the smaller it is beside the noise (coring)."""
+        smooth = blur(linear, DENOISING_PX)
+        detail = linear - smooth
+        noise = self.noise
+        expected = np.float32(self.denoising**2) * (np.float32(noise.read**2) + np.float32(noise.shot) * smooth)
+        return np.asarray(smooth + detail * (detail * detail / (detail * detail + expected + np.float32(1e-12))), np.float32)
+
+
+DENOISING_PX, SHARPENING_PX = 1.2, 0.9
+"""Standard deviation of the blur that tells detail from what it lies on."""
 
 WHITENING_FROM = 0.3
 """Linear value of a pixel's brightest channel from which a camera's rendering begins to whiten it."""
@@ -163,11 +190,15 @@ def render_bracket(
 
 @dataclass(frozen=True)
 class Simulation:
-    """A bracket with its truth: (H, W, 3) radiance behind the lens in the reference's geometry, and (H, W) where things moved."""
+    """A bracket with its truth: (H, W, 3) radiance behind the lens in the reference's geometry, and (H, W) where things moved.
+
+    scene: (H, W, 3) radiance before the lens, when the reference was taken.
+    """
 
     bracket: Bracket
     truth: F32 = field(repr=False)
     motion_mask: NDArray[np.bool_] = field(repr=False)
+    scene: F32 = field(repr=False)
 
 
 def simulate(
@@ -185,7 +216,8 @@ def simulate(
     index = len(exposures) // 2 if reference is None else reference
     scene = moving_scene(radiance, exposures, motion, seed=seed, reference=index, margin=margin, cutouts=cutouts)
     bracket = render_bracket(scene.frame, exposures, camera, seed=seed, reference=index)
-    return Simulation(bracket, camera.through_lens(scene.frame(index)), scene.motion_mask)
+    seen = scene.frame(index)
+    return Simulation(bracket, camera.through_lens(seen), scene.motion_mask, seen)
 
 
 # ---- pixels -------------------------------------------------------------------------------------------------------------
@@ -230,6 +262,13 @@ def encode_codes(linear: F32, response: CameraResponse, bits: int) -> NDArray[An
 
     for_each_strip(work, linear.shape[0])
     return codes
+
+
+def _sharpened(codes: NDArray[Any], amount: float) -> NDArray[Any]:
+    """Unsharp masking of (H, W, 3) codes."""
+    encoded = codes.astype(np.float32)
+    encoded += np.float32(amount) * (encoded - blur(encoded, SHARPENING_PX))
+    return np.clip(np.rint(encoded), 0, np.iinfo(codes.dtype).max).astype(codes.dtype)
 
 
 def _through_jpeg(codes: NDArray[Any], quality: int) -> NDArray[Any]:

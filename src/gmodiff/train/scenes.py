@@ -23,13 +23,14 @@ from gmodiff.datasets.held_out import TEST_CAMERAS, training_pictures
 from gmodiff.datasets.measured_responses import known_cameras, measured_response
 from gmodiff.datasets.pictures import HDR_SUFFIXES, exposed, read_radiance
 from gmodiff.datasets.scene import fingerprint
+from gmodiff.datasets.static import static_truth
 from gmodiff.errors import GMODiffError, InputError, OutputError
 from gmodiff.image import Bracket
 from gmodiff.merge import merge
 from gmodiff.moving_scene import Cutout, Motion, generator, piece_of
 from gmodiff.radiometry import F32, CameraResponse
 from gmodiff.reader import read
-from gmodiff.simulate import Camera, simulate
+from gmodiff.simulate import Camera, Simulation, render_bracket, simulate
 from gmodiff.writer import replacing
 
 SIZE_PX, MARGIN_PX = 384, 24
@@ -39,7 +40,7 @@ LEAST_HDR_PX, LEAST_HDR_STOPS = 64, 1.0
 SCENE_STREAM, RENDER_STREAM, RENDERING_STREAM = 1000, 1001, 1003
 """Purposes of random streams, beside those of `simulate` and `crops`."""
 
-RENDER_VERSION = 2
+RENDER_VERSION = 3
 """Raised whenever the same draw gives other pixels, so that caches are not taken for what they no longer are."""
 VIEWS = 8
 
@@ -151,6 +152,9 @@ def draw(sources: Sources, seed: int, number: int) -> Draw:
         response,
         saturation=float(rendering.uniform(1, 2)) if rendering.random() < 0.75 else 1.0,
         whitening=float(rendering.uniform(0, 0.8)) if rendering.random() < 0.6 else 0.0,
+        denoising=float(rendering.uniform(0.5, 4)) if rendering.random() < 0.5 else 0.0,
+        black=float(rendering.uniform(-0.003, 0.003)) if rendering.random() < 0.4 else 0.0,
+        sharpening=float(rendering.uniform(0.1, 1.2)) if rendering.random() < 0.55 else 0.0,
         iso=float(rng.choice((100, 100, 200, 400, 800, 1600, 3200))),
         full_well=float(rng.uniform(12000, 50000)),
         read_electrons=float(rng.uniform(2, 8)),
@@ -233,8 +237,8 @@ class TrainingScene:
     moving: NDArray[np.bool_]
 
 
-def render(drawn: Draw, size: int = SIZE_PX) -> TrainingScene:
-    """Simulate a drawn scene, then calibrate, align and merge it as a user's bracket would be."""
+def simulated(drawn: Draw, size: int = SIZE_PX) -> Simulation:
+    """The photos of a drawn scene, as the camera wrote them. Raises InputError for a picture that is black all over."""
     side = size + 2 * MARGIN_PX
     rng = generator((drawn.seed, RENDER_STREAM))
     for _ in range(VIEWS):  # a view may be all black where the picture is not
@@ -246,13 +250,19 @@ def render(drawn: Draw, size: int = SIZE_PX) -> TrainingScene:
     radiance = exposed(picture, drawn.clipped)
     exposures = [2.0**s for s in drawn.stops]
     cutouts = _cutouts(drawn, radiance, rng, size)
-    made = simulate(
+    return simulate(
         radiance, exposures, drawn.camera, drawn.motion, seed=drawn.seed, reference=drawn.reference, margin=MARGIN_PX, cutouts=cutouts
     )
+
+
+def render(drawn: Draw, size: int = SIZE_PX) -> TrainingScene:
+    """Simulate a drawn scene, then calibrate, align and merge it as a user's bracket would be."""
+    made = simulated(drawn, size)
     bracket = made.bracket if drawn.told else _as_fitted(made.bracket)
     alignments = align(bracket)
     merged = merge(bracket, alignments).radiance
-    truth = made.truth if drawn.told else made.truth * np.float32(_scale(merged, made.truth))
+    truth = _measurable(drawn, made)
+    truth = truth if drawn.told else truth * np.float32(_scale(merged, truth))
     order = [drawn.reference, *(i for i in range(len(bracket.frames)) if i != drawn.reference)]
     warped = [warp_rows(bracket.frames[i], alignments[i], 0, size) for i in order]
     full = np.full((size, size), 255, np.uint8)
@@ -265,6 +275,30 @@ def render(drawn: Draw, size: int = SIZE_PX) -> TrainingScene:
         truth=np.minimum(truth, LARGEST_RADIANCE).astype(np.float16),
         moving=made.motion_mask,
     )
+
+
+PLAIN = Camera()
+BEYOND_STOPS = 2.0
+"""How much shorter and longer than the bracket's the exposures of the perfect photos go."""
+
+
+def _measurable(drawn: Draw, made: Simulation) -> F32:
+    """(H, W, 3) truth of a scene: of a camera that only measures, radiance itself; of one that renders, what could be measured with it.
+
+    The latter is made as truth is made from real photos (`datasets.static`): from photos of the scene as it was in the reference's
+    moment, without noise and JPEG, some shorter and longer than the bracket's. A network that is shown radiance itself would learn to
+    undo cameras' sharpening and black points, and on photos that stay as they are it would do worse than the merge. Where those
+    photos contradict each other, as in whitened highlights, it is radiance again.
+    """
+    camera = drawn.camera
+    if all(getattr(camera, k) == getattr(PLAIN, k) for k in ("saturation", "whitening", "denoising", "black", "sharpening")):
+        return made.truth
+    perfect = replace(camera, full_well=1e9, read_electrons=0.0, bits=16, jpeg_quality=None)
+    stops = (drawn.stops[0] - BEYOND_STOPS, *drawn.stops, drawn.stops[-1] + BEYOND_STOPS)
+    photos = render_bracket([made.scene] * len(stops), [2.0**s for s in stops], perfect, seed=drawn.seed, reference=drawn.reference + 1)
+    noise = made.bracket.frames[0].noise
+    truth, known = static_truth(replace(photos, frames=tuple(replace(f, noise=noise) for f in photos.frames)))
+    return np.where(known[..., None], truth, made.truth)
 
 
 def _as_fitted(bracket: Bracket) -> Bracket:
