@@ -208,6 +208,8 @@ def test_ridge_hardly_depends_on_the_curve_it_is_found_with():
 
 def test_ridge_of_nothing_is_empty():
     curve = response_prior().mean
+    steep = np.linspace(-9000.0, 0.0, len(curve))  # a fit that ran away: nothing lies on it
+    assert len(find_ridge(np.full(50, 0.3), np.full(50, 0.6), steep, 1.0, 0.2).short) == 0
     assert len(find_ridge(np.empty(0), np.empty(0), curve, 1.0).short) == 0
     assert len(find_ridge(np.full(50, 0.3), np.full(50, 0.6), curve, 30.0).short) == 0
     assert math.isnan(ridge_ratio([find_ridge(np.empty(0), np.empty(0), curve, 1.0)] * 3, np.repeat(curve[:, None], 3, 1)))

@@ -34,6 +34,9 @@ ENCODED_SIGMA = 0.008
 BIN_STOPS = 0.2
 """Width of a bin, in stops of radiance."""
 
+MOST_BINS = 1000
+"""A curve over more, 200 stops, is a fit that ran away; nothing lies on it."""
+
 LARGEST_SPREAD_STOPS = 0.5
 """Scatter (standard deviation, estimated robustly) of a bin from which noise has the upper hand and the bin is left out."""
 
@@ -110,7 +113,7 @@ def find_ridge(short: F64, long: F64, log2_curve: F64, log2_ratio: float, gate_s
     darkest, brightest = look_up(log2_curve, np.array(VALID_ENCODED))
     low, high = max(darkest + log2_ratio, darkest), min(brightest + log2_ratio, brightest)
     bins = int((high - low) / BIN_STOPS)
-    if bins < 1:
+    if not 1 <= bins <= MOST_BINS:
         return NO_RIDGE
     index = np.floor((radiance - low) / (high - low) * bins)
     index[(radiance < low) | (radiance >= high)] = bins
