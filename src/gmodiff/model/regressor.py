@@ -200,11 +200,13 @@ class _Beside:
 class Estimate(NamedTuple):
     """change: (B, 3, H, W), what to add to the network gain of the merge.   residual: the part of it that no frame accounts for.
     degradation: (B, 1, H / fold, W / fold) logits of the degradation mask; None where not asked for.
+    context: what the encoder saw at 1/8, 1/16 and 1/32 of the side, (B, widths[k], ...): the paper's prior c_L, which guides the refiner.
     """
 
     change: Tensor
     residual: Tensor
     degradation: Tensor | None
+    context: tuple[Tensor, Tensor, Tensor]
 
 
 class Regressor(nn.Module):
@@ -302,7 +304,7 @@ class Regressor(nn.Module):
         residual = functional.pixel_shuffle(self.residual(functional.leaky_relu(trunk, 0.1)), fold)
         residual = residual + self.polish(torch.cat([change + residual, apart[:batch], gain, code[:batch]], dim=1))
         residual = RESIDUAL_LIMIT * torch.tanh(residual)
-        return Estimate(change + residual, residual, self._mask(seen) if with_mask else None)
+        return Estimate(change + residual, residual, self._mask(seen) if with_mask else None, (seen[1], seen[2], seen[3]))
 
     def _attention(self, reference: Tensor, support: Tensor, supports: int, beside: _Beside) -> Tensor:
         """`attention` of each supporting frame's features beside the reference's, without putting them side by side."""

@@ -1,13 +1,15 @@
-"""Weights of the compact regressor in a file: safetensors, half precision, with the shape of the network and its history in the header."""
+"""Weights in files: safetensors, half precision when they ship, with the shape of the network and its history in the header."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from gmodiff.errors import FileFormatError, OutputError
 from gmodiff.model.regressor import Regressor, Shape
@@ -17,11 +19,31 @@ FORMAT = "gmodiff-regressor-1"
 
 def write_weights(network: Regressor, path: Path, facts: dict[str, Any], *, half: bool = False) -> None:
     """Write all weights; facts are plain values kept beside them. half: as float16, for shipping."""
+    header = {"format": FORMAT, "shape": json.dumps(network.shape.as_dict()), "facts": json.dumps(facts)}
+    write_tensors(network.state_dict(), path, header, half=half)
+
+
+def read_weights(path: Path) -> tuple[Regressor, dict[str, Any]]:
+    """The network, float32, ready to use, and the facts beside it.
+
+    Raises FileFormatError for a file that is not one of ours, is cut short, or lacks a weight.
+    """
+    tensors, header = read_tensors(path, FORMAT)
+    try:
+        network = Regressor(Shape.from_dict(json.loads(header["shape"])))
+        network.load_state_dict(tensors)
+        facts: dict[str, Any] = json.loads(header.get("facts", "{}"))
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise FileFormatError(f"{path}: not the weights of a compact regressor ({str(error).splitlines()[0]})") from None
+    return network.eval(), facts
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path, header: dict[str, str], *, half: bool) -> None:
+    """Write tensors and a header of text, whole or not at all. half: as float16."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    kept = {k: v.detach().cpu().to(torch.float16 if half else torch.float32).contiguous() for k, v in network.state_dict().items()}
-    header = {"format": FORMAT, "shape": json.dumps(network.shape.as_dict()), "facts": json.dumps(facts)}
+    kept = {k: v.detach().cpu().to(torch.float16 if half else torch.float32).contiguous() for k, v in tensors.items()}
     unfinished = path.with_name(f".{path.name}")
     try:
         save_file(kept, unfinished, header)
@@ -39,21 +61,15 @@ def _umask() -> int:
     return mask
 
 
-def read_weights(path: Path) -> tuple[Regressor, dict[str, Any]]:
-    """The network, float32, ready to use, and the facts beside it.
-
-    Raises FileFormatError for a file that is not one of ours, is cut short, or lacks a weight.
-    """
+def read_tensors(path: Path, wanted: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """float32 tensors and the header. Raises FileFormatError where the file is cut short, or its format is not the wanted one."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, "pt") as stored:
-            header = stored.metadata() or {}
-            if header.get("format") != FORMAT:
-                raise FileFormatError(f"{path}: weights of {header.get('format', 'another program')!r}, expected {FORMAT!r}")
-            network = Regressor(Shape.from_dict(json.loads(header["shape"])))
-            network.load_state_dict({k: stored.get_tensor(k).float() for k in stored.keys()})  # noqa: SIM118
-            facts = json.loads(header.get("facts", "{}"))
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise FileFormatError(f"{path}: not the weights of a compact regressor ({str(error).splitlines()[0]})") from None
-    return network.eval(), facts
+            header: dict[str, str] = stored.metadata() or {}
+            if header.get("format") != wanted:
+                raise FileFormatError(f"{path}: weights of {header.get('format', 'another program')!r}, expected {wanted!r}")
+            return {k: stored.get_tensor(k).float() for k in stored.keys()}, header  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise FileFormatError(f"{path}: not a weights file ({str(error).splitlines()[0]})") from None

@@ -18,11 +18,14 @@ if TYPE_CHECKING:
 
 @click.group(short_help="Train the networks, and export what ships.")
 def train() -> None:
-    """Train the compact model: the regressor, then its degradation mask, then export.
+    """Train the compact model: the regressor, then its degradation mask, then export. The refiner, in three parts, is optional.
 
     \b
       gmodiff train regressor --data DATA --out runs/regressor --cache scenes/
       gmodiff train mask --data DATA --from runs/regressor --out runs/mask --cache scenes/
+      gmodiff train autoencoder --data DATA --out runs/autoencoder --cache scenes/
+      gmodiff train prior --data DATA --from runs/autoencoder --regressor runs/mask --out runs/prior --cache scenes/
+      gmodiff train onestep --data DATA --from runs/prior --regressor runs/mask --out runs/onestep --cache scenes/
       gmodiff train export --from runs/mask -o compact.json
 
     DATA holds HDR pictures (.hdr, .exr) and photos (.jpg, .png), in it or one folder below; a MANIFEST.csv with the columns file and
@@ -38,10 +41,16 @@ def _finite(_: click.Context, option: click.Parameter, value: float | None) -> f
     return value
 
 
-def _stage(stage: str, about: str) -> Callable[..., Any]:
+_GUIDE = click.option(
+    "--regressor", type=click.Path(path_type=Path), metavar="RUN", help="The finished regressor that guides: a run or a file."
+)
+
+
+def _stage(stage: str, about: str, *more: Callable[..., Any]) -> Callable[..., Any]:
     def wrap(function: Callable[..., Any]) -> Any:
         for option in reversed(
             (
+                *more,
                 click.option("--data", type=click.Path(path_type=Path), required=True, metavar="FOLDER", help="Pictures to train on."),
                 click.option(
                     "--out", type=click.Path(path_type=Path), required=True, metavar="RUN", help="Checkpoint, log and weights go here."
@@ -91,6 +100,24 @@ def mask(**options: Any) -> None:
     _run("mask", **options)
 
 
+@_stage("autoencoder", "Train the autoencoder of the refiner (stage 3, first part).")
+def autoencoder(**options: Any) -> None:
+    """Stage 3, latents."""
+    _run("autoencoder", **options)
+
+
+@_stage("prior", "Train latent diffusion on a finished autoencoder (stage 3, second part).", _GUIDE)
+def prior(**options: Any) -> None:
+    """Stage 3, the generative prior."""
+    _run("prior", **options)
+
+
+@_stage("onestep", "Train the one-step refiner on a finished prior (stage 3, last part).", _GUIDE)
+def onestep(**options: Any) -> None:
+    """Stage 3, one step."""
+    _run("onestep", **options)
+
+
 def _run(
     stage: str,
     data: Path,
@@ -102,12 +129,13 @@ def _run(
     threads: int | None,
     crop: int | None,
     bf16: bool,
+    regressor: Path | None = None,
     **overrides: Any,
 ) -> None:
     _need_torch()
     import torch
 
-    from gmodiff.train.loop import WEIGHTS, train
+    from gmodiff.train.loop import train
     from gmodiff.train.recipes import RECIPES
     from gmodiff.train.scenes import SIZE_PX, SceneStore, find_sources
 
@@ -118,27 +146,35 @@ def _run(
     given = {k: v for k, v in overrides.items() if v is not None} | ({"crop_px": crop} if crop is not None else {})
     recipe = replace(RECIPES[stage], bf16=bf16, **given)
     recipe = replace(recipe, warm_up=min(recipe.warm_up, max(1, recipe.steps // 10)))
-    if start is not None and start.is_dir():
-        start = start / WEIGHTS
-    if start is not None and not start.is_file():
-        raise InputError(f"--from {start}: no weights there; a run that has saved holds {WEIGHTS}")
+    start, regressor = _weights_file("--from", start), _weights_file("--regressor", regressor)
     sources = find_sources(data, curves)
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     seen = f"{len(sources.hdr)} HDR pictures and {len(sources.photos)} photos, {recipe.scenes} simulated brackets"
     recipe = replace(recipe, data=seen, hardware=where)
-    store = SceneStore(sources, _scene_seed(recipe, start), cache)
-    weights = train(recipe, store, out, start=start, workers=workers, say=lambda text: click.echo(text, err=True))
+    store = SceneStore(sources, _scene_seed(recipe, start if stage == "mask" else regressor), cache)
+    weights = train(recipe, store, out, start=start, regressor=regressor, workers=workers, say=lambda text: click.echo(text, err=True))
     if weights is not None:
         click.echo(weights)
 
 
-def _scene_seed(recipe: Recipe, start: Path | None) -> int:
-    """The mask learns on the scenes of the regressor it belongs to."""
-    from gmodiff.model.weights import read_weights
+def _weights_file(option: str, given: Path | None) -> Path | None:
+    """A run's weights, or the file itself."""
+    from gmodiff.train.loop import WEIGHTS
 
-    if recipe.stage == "regressor" or start is None:
+    path = given / WEIGHTS if given is not None and given.is_dir() else given
+    if path is not None and not path.is_file():
+        raise InputError(f"{option} {path}: no weights there; a run that has saved holds {WEIGHTS}")
+    return path
+
+
+def _scene_seed(recipe: Recipe, regressor: Path | None) -> int:
+    """Every later stage learns on the scenes of the regressor it belongs to; the autoencoder, which has none, on the recipe's."""
+    from gmodiff.model.weights import read_weights
+    from gmodiff.train.recipes import REGRESSOR
+
+    if recipe.stage == "regressor":
         return recipe.seed
-    return int(read_weights(start)[1].get("recipe", {}).get("seed", recipe.seed))
+    return REGRESSOR.seed if regressor is None else int(read_weights(regressor)[1].get("recipe", {}).get("seed", REGRESSOR.seed))
 
 
 def _need_torch() -> None:

@@ -6,12 +6,13 @@ the processes share every batch between them, and make the same steps as one wou
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from gmodiff.datasets.scene import fingerprint
 from gmodiff.errors import GMODiffError, InputError, OutputError
-from gmodiff.model.regressor import Regressor, full_gain, radiance_from_mu_gain
-from gmodiff.model.weights import read_weights, write_weights
 from gmodiff.train.crops import Batch, Batches, check_scene
-from gmodiff.train.losses import average_precision, compress, errs, estimate_loss, full_size, mask_loss
 from gmodiff.train.plot import plot_log
 from gmodiff.train.recipes import Recipe
 from gmodiff.train.scenes import SceneStore
+from gmodiff.train.stages import Stage, begin
 from gmodiff.writer import replacing
 
 MOST_OVERFLOWS = 20
@@ -85,6 +84,7 @@ def train(
     out: Path,
     *,
     start: Path | None = None,
+    regressor: Path | None = None,
     workers: int = 1,
     say: Say = print,
     stop_after: int | None = None,
@@ -93,38 +93,43 @@ def train(
 
     Returns the file of averaged weights in the process that wrote it, None in the others of a team.
 
-    start: weights to begin with; the mask stage needs them.   workers: processes that render and cut batches.
+    start, regressor: weights, see `stages.begin`.   workers: processes that render and cut batches.
     stop_after: stop at this step as if killed after its checkpoint (for tests).
     Raises InputError where the checkpoint belongs to other settings, or a stage lacks its start.
     """
     team = Team.join()
     try:
-        return _train(team, recipe, store, out, start, workers, say, stop_after)
+        return _train(team, begin(recipe, start, regressor), store, out, _given(store, start, regressor), workers, say, stop_after)
     finally:
         team.leave()
 
 
+def _given(store: SceneStore, start: Path | None, regressor: Path | None) -> dict[str, str]:
+    """What a run rests on beyond its recipe."""
+    files = {"start": start, "regressor": regressor}
+    return {"pictures": store.digest} | {k: "none" if p is None else fingerprint("", {k: p}) for k, p in files.items()}
+
+
 def _train(
-    team: Team, recipe: Recipe, store: SceneStore, out: Path, start: Path | None, workers: int, say: Say, stop_after: int | None
+    team: Team,
+    stage: Stage,
+    store: SceneStore,
+    out: Path,
+    inputs: dict[str, str],
+    workers: int,
+    say: Say,
+    stop_after: int | None,
 ) -> Path | None:
-    torch.manual_seed(recipe.seed)
-    network = Regressor(recipe.shape)
-    before: dict[str, Any] = {}
-    if start is not None:
-        begun, before = read_weights(start)
-        network.load_state_dict(begun.state_dict())
-    elif recipe.stage == "mask":
-        raise InputError("the mask is trained on a finished regressor: give its run or weights with --from")
-    network.to(team.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    trained = network.mask_parameters() if recipe.stage == "mask" else network.estimate_parameters()
-    for parameter in network.parameters():
+    recipe = stage.recipe
+    stage.to(team.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    trained = stage.learned()
+    for parameter in stage.parameters():
         parameter.requires_grad_(False)
     for parameter in trained:
         parameter.requires_grad_(True)
     optimiser = torch.optim.AdamW(trained, recipe.rate, weight_decay=recipe.weight_decay)
-    averaged = {k: v.detach().clone() for k, v in network.state_dict().items()}
-    inputs = {"pictures": store.digest, "start": "none" if start is None else fingerprint("", {"start": start})}
-    first, spent = _resume(out, recipe, network, optimiser, averaged, inputs)
+    averaged = {k: v.detach().clone() for k, v in stage.state_dict().items()}
+    first, spent = _resume(out, stage, optimiser, averaged, inputs)
     if first and team.leads:
         say(f"going on at step {first} of {recipe.steps}" if first < recipe.steps else f"finished already: {first} steps of {recipe.steps}")
     elif team.leads:
@@ -147,7 +152,7 @@ def _train(
         log = _Log(out / LOG, first, team.leads)
     except OSError as error:
         raise OutputError(f"{out}: cannot be written ({error.strerror}); give another --out") from None
-    forward = team.wrap(network)
+    forward = team.wrap(stage)
     began = time.monotonic() - spent
     overflowed = 0
     for step, batch in zip(steps, loader, strict=True):
@@ -156,9 +161,9 @@ def _train(
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(recipe, step)
         batch = {k: v.to(team.device, non_blocking=True) for k, v in batch.items()}
-        loss, parts = _loss(recipe, forward, batch, team.device)
+        loss, parts = forward(batch, step)
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         norm = nn.utils.clip_grad_norm_(trained, recipe.clip_norm)
         if torch.isfinite(norm):  # a batch that overflowed teaches nothing
             optimiser.step()
@@ -172,56 +177,38 @@ def _train(
                 )
         decay = min(recipe.ema, (step + 1) / (step + 10))
         with torch.no_grad():
-            for name, value in network.state_dict().items():
+            for name, value in stage.state_dict().items():
                 averaged[name].lerp_(value, 1 - decay)
         done = step + 1
         log.add(step, {"loss": float(loss.detach()), **{k: float(v.detach()) for k, v in parts.items()}, "norm": float(norm)}, began)
         if (done % recipe.save_every == 0 or done == steps.stop) and team.leads:
-            checked = check(recipe, store, averaged)
+            checked = check(stage, store, averaged)
             log.check(done, checked, time.monotonic() - began)
             say(f"step {done}/{recipe.steps}: " + ", ".join(f"{k} {v:.4g}" for k, v in checked.items()))
-            _save(out, recipe, network, optimiser, averaged, done, time.monotonic() - began, before, inputs)
+            _save(out, stage, optimiser, averaged, done, time.monotonic() - began, inputs)
             plot_log(out / LOG, out / PLOT)
     if team.leads and not steps and not (out / WEIGHTS).is_file():
-        _save_weights(out, recipe, averaged, first, spent, before)
+        _save_weights(out, stage, averaged, first, spent)
     return out / WEIGHTS if team.leads else None
 
 
-def _loss(recipe: Recipe, network: nn.Module, batch: Batch, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
-    inputs = {k: batch[k] for k in ("linear", "stops", "coverage", "merged", "encoded")}
-    mask = recipe.stage == "mask"
-    with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16):
-        estimate = network(**inputs, with_mask=mask)
-    gain = full_gain(estimate.change.float(), batch["merged"], batch["stops"], batch["encoded"])
-    if not mask:
-        return estimate_loss(gain, batch["truth"], batch["encoded"])
-    wrong = errs(gain.detach(), batch["truth"], batch["encoded"])
-    loss = mask_loss(full_size(estimate.degradation.float(), wrong), wrong)
-    return loss, {"share": wrong.mean()}
-
-
 @torch.no_grad()
-def check(recipe: Recipe, store: SceneStore, averaged: dict[str, Tensor]) -> dict[str, float]:
-    """PSNR-mu of the averaged weights and of the classical merge on the scenes that steer; for the mask, its average precision."""
-    network = Regressor(recipe.shape)
-    network.load_state_dict({k: v.cpu() for k, v in averaged.items()})
-    network.eval()
+def check(stage: Stage, store: SceneStore, averaged: dict[str, Tensor]) -> dict[str, float]:
+    """Means of the stage's figures, of the averaged weights on the scenes that steer; NaN counts for nothing."""
+    judged = _with(stage, averaged)
     found: dict[str, list[float]] = {}
-    for number in range(recipe.check_scenes):
-        batch = check_scene(store, number)
-        inputs = {k: batch[k] for k in ("linear", "stops", "coverage", "merged", "encoded")}
-        estimate = network(**inputs, with_mask=recipe.stage == "mask")
-        white = 2.0 ** float(batch["stops"].min())
-        gain = full_gain(estimate.change, batch["merged"], batch["stops"], batch["encoded"])
-        wrong = errs(gain, batch["truth"], batch["encoded"])
-        pictures = {"psnr_mu": radiance_from_mu_gain(gain, batch["encoded"]), "merged_psnr_mu": batch["merged"] * white}
-        for name, picture in pictures.items():
-            apart = compress(picture.clamp(max=1)) - compress(batch["truth"].clamp(max=1))
-            found.setdefault(name, []).append(float(-10 * torch.log10((apart**2).mean().clamp_min(1e-10))))
-        if estimate.degradation is not None:
-            found.setdefault("average_precision", []).append(average_precision(full_size(estimate.degradation, wrong), wrong))
-            found.setdefault("share", []).append(float(wrong.mean()))
+    for number in range(stage.recipe.check_scenes):
+        for name, value in judged.check(check_scene(store, number)).items():
+            found.setdefault(name, []).append(value)
     return {k: float(torch.tensor(v).nanmean()) for k, v in found.items()}
+
+
+def _with(stage: Stage, averaged: dict[str, Tensor]) -> Stage:
+    """A copy on the processor that holds the averaged weights."""
+    copied = copy.deepcopy(stage).cpu()
+    copied.recipe = replace(stage.recipe, bf16=False)  # judged as users run it
+    copied.load_state_dict({k: v.cpu() for k, v in averaged.items()})
+    return copied.eval()
 
 
 class _Told(Dataset["Batch | GMODiffError"]):
@@ -250,22 +237,20 @@ def _one_thread(_: int) -> None:
 
 def _save(
     out: Path,
-    recipe: Recipe,
-    network: Regressor,
+    stage: Stage,
     optimiser: torch.optim.Optimizer,
     averaged: dict[str, Tensor],
     step: int,
     spent: float,
-    before: dict[str, Any],
     inputs: dict[str, str],
 ) -> None:
     # The weights first: a kill in between leaves a checkpoint from which they are made again.
-    _save_weights(out, recipe, averaged, step, spent, before)
+    _save_weights(out, stage, averaged, step, spent)
     state = {
-        "recipe": json.dumps(recipe.as_dict() | inputs, sort_keys=True),
+        "recipe": json.dumps(stage.recipe.as_dict() | inputs, sort_keys=True),
         "step": step,
         "spent": spent,
-        "network": network.state_dict(),
+        "network": stage.state_dict(),
         "averaged": averaged,
         "optimiser": optimiser.state_dict(),
     }
@@ -275,9 +260,8 @@ def _save(
         os.fsync(stream.fileno())
 
 
-def _save_weights(out: Path, recipe: Recipe, averaged: dict[str, Tensor], step: int, spent: float, before: dict[str, Any]) -> None:
-    best = Regressor(recipe.shape)
-    best.load_state_dict(averaged)
+def _save_weights(out: Path, stage: Stage, averaged: dict[str, Tensor], step: int, spent: float) -> None:
+    recipe, before = stage.recipe, stage.before
     facts = {
         "steps": _added(before.get("steps", {}), recipe.stage, step),
         "spent": _added(before.get("spent", {}), recipe.stage, round(spent)),
@@ -285,7 +269,7 @@ def _save_weights(out: Path, recipe: Recipe, averaged: dict[str, Tensor], step: 
         "data": before.get("data", {}) | {recipe.stage: recipe.data},
         "hardware": before.get("hardware", {}) | {recipe.stage: recipe.hardware},
     }
-    write_weights(best, out / WEIGHTS, facts)
+    _with(stage, averaged).write(out / WEIGHTS, facts)
 
 
 def _added(so_far: dict[str, int], stage: str, value: int) -> dict[str, int]:
@@ -294,7 +278,7 @@ def _added(so_far: dict[str, int], stage: str, value: int) -> dict[str, int]:
 
 
 def _resume(
-    out: Path, recipe: Recipe, network: Regressor, optimiser: torch.optim.Optimizer, averaged: dict[str, Tensor], inputs: dict[str, str]
+    out: Path, stage: Stage, optimiser: torch.optim.Optimizer, averaged: dict[str, Tensor], inputs: dict[str, str]
 ) -> tuple[int, float]:
     """(first step to make, seconds spent so far)."""
     path = out / CHECKPOINT
@@ -305,13 +289,13 @@ def _resume(
         settings = json.loads(state["recipe"])
     except Exception as error:
         raise InputError(f"{path}: not a checkpoint of this program ({type(error).__name__}); give another --out") from None
-    now = json.loads(json.dumps(recipe.as_dict() | inputs))
+    now = json.loads(json.dumps(stage.recipe.as_dict() | inputs))
     different = [k for k in now if settings.get(k) != now[k] and k not in _MAY_DIFFER]
     if different:
         k = different[0]
         raise InputError(f"{out} was begun with {k} {settings.get(k)!r}, now it is {now[k]!r}: give the same settings, or another --out")
     try:
-        network.load_state_dict(state["network"])
+        stage.load_state_dict(state["network"])
     except RuntimeError:
         raise InputError(f"{path} holds another network than this version trains: give another --out, or --from its weights") from None
     optimiser.load_state_dict(state["optimiser"])

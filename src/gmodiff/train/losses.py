@@ -50,6 +50,76 @@ def estimate_loss(gain: Tensor, truth: Tensor, encoded: Tensor) -> tuple[Tensor,
     return by_gain + by_mu + 0.25 * by_slope + PSNR_WEIGHT * (BEST_DB - psnr), parts
 
 
+def psnr_mu(found: Tensor, truth: Tensor, where: Tensor | None = None) -> float:
+    """PSNR in the mu-law domain of two pictures (B, 3, H, W) relative to the short frame's white; NaN where there is nothing to judge.
+
+    where: (B, 1, H, W) bool.
+    """
+    apart = (compress(found.clamp(max=1)) - compress(truth.clamp(max=1))) ** 2
+    if where is not None:
+        apart = apart[where.expand_as(apart)]
+    return float(-10 * torch.log10(apart.mean().clamp_min(1e-10))) if apart.numel() else float("nan")
+
+
+def decibels(found: Tensor, wanted: Tensor) -> Tensor:
+    """(B,) PSNR of pictures (B, C, H, W), peak 1, up to BEST_DB."""
+    return -10 * torch.log10(((found - wanted) ** 2).mean(dim=(1, 2, 3)) + 10 ** (-BEST_DB / 10))
+
+
+def picture_loss(found: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """L1 on a picture and on its Laplacian pyramid, and the decibels it lacks to BEST_DB; and the mean PSNR."""
+    psnr = decibels(found, wanted).mean()
+    return (found - wanted).abs().mean() + pyramid_loss(found, wanted) + PSNR_WEIGHT * (BEST_DB - psnr), psnr
+
+
+PYRAMID_LEVELS = 3
+
+
+def pyramid_loss(found: Tensor, wanted: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Mean L1 between the bands of two Laplacian pyramids (Burt and Adelson 1983): texture that is missing costs at its own scale.
+
+    found, wanted: (B, C, H, W), H and W multiples of 8.   weight: (B, 1, H, W) of each pixel.
+    """
+    apart = found - wanted  # the pyramid is linear
+    total = apart.new_zeros(())
+    for _ in range(PYRAMID_LEVELS):
+        coarse = functional.avg_pool2d(apart, 2)
+        band = (apart - functional.interpolate(coarse, scale_factor=2.0, mode="bilinear")).abs()
+        total = total + (band if weight is None else band * weight).mean()
+        apart = coarse
+        weight = None if weight is None else functional.avg_pool2d(weight, 2)
+    return total / PYRAMID_LEVELS
+
+
+LATENT_WEIGHT = 0.002
+
+
+def latent_loss(latent: Tensor) -> Tensor:
+    """What holds each channel of a latent (B, C, h, w) near mean 0 and deviation 1, where diffusion expects it."""
+    mean, deviation = latent.mean(dim=(0, 2, 3)), latent.std(dim=(0, 2, 3))
+    return LATENT_WEIGHT * (mean**2 + (deviation - 1) ** 2).mean()
+
+
+LEAST_WEIGHT = 0.2
+"""What a pixel counts for where the mask sees no doubt: there the refined picture is not used, but the network has to know it."""
+
+
+def refined_loss(gain: Tensor, truth: Tensor, encoded: Tensor, mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """L1 on the gain, in the mu-law domain, and between Laplacian pyramids of it, weighted by the mask (paper section 3.4; the pyramid
+    stands for its DISTS, which needs weights of somebody else's).
+
+    gain: (B, 3, H, W), not cut.   truth, encoded: see `estimate_loss`.   mask: (B, 1, H, W), 0..1.
+    """
+    weight = LEAST_WEIGHT + mask
+    by_gain = (weight * (gain - mu_gain(truth, encoded).clamp(max=GAIN_LIMIT)).abs()).mean()
+    found = compress(radiance_from_mu_gain(gain.clamp(0, GAIN_LIMIT), encoded).clamp(max=1))
+    wanted = compress(truth.clamp(max=1))
+    by_mu = (weight * (found - wanted).abs()).mean()
+    by_pyramid = pyramid_loss(found, wanted, weight)
+    parts = {"gain": by_gain, "mu": by_mu, "pyramid": by_pyramid}
+    return by_gain + by_mu + 2 * by_pyramid, parts
+
+
 def errs(gain: Tensor, truth: Tensor, encoded: Tensor) -> Tensor:
     """(B, 1, H, W), 1.0 where the luminance of the estimate is wrong by more than the thresholds allow, else 0."""
     weights = torch.tensor(PAPER_LUMINANCE, dtype=gain.dtype, device=gain.device)[:, None, None]

@@ -19,8 +19,11 @@ def plot_log(log: Path, to: Path) -> None:
     above, below = figure.subplots(2, 1, sharex=True)
     above.plot(*zip(*losses, strict=True), linewidth=0.8)
     above.set(ylabel="loss")
-    for name in sorted({k for _, c in checks for k in c if k.endswith("psnr_mu")}):
+    found = sorted({k for _, c in checks for k in c})
+    decibels = [k for k in found if "psnr" in k]
+    for name in decibels or found:
         below.plot([s for s, _ in checks], [c[name] for _, c in checks], marker=".", label=name)
-    below.set(xlabel="step", ylabel="PSNR-mu on the scenes that steer (dB)")
-    below.legend()
+    below.set(xlabel="step", ylabel="on the scenes that steer" + (" (dB)" if decibels else ""))
+    if found:
+        below.legend()
     figure.savefig(to, dpi=110)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from gmodiff.model.autoencoder import AutoencoderShape
+from gmodiff.model.denoiser import DenoiserShape
 from gmodiff.model.regressor import Shape
 
 
@@ -12,12 +14,12 @@ from gmodiff.model.regressor import Shape
 class Recipe:
     """Settings of a training stage; a checkpoint keeps them, and going on needs the same ones.
 
-    stage: "regressor" or "mask".   command: how it is run.   data, hours, hardware, expected: what it was tried on, what it took there
+    stage: of RECIPES.   command: how it is run.   data, hours, hardware, expected: what it was tried on, what it took there
     and what came out, in words, for the model card.   steps: of `batch` crops of `crop_px`, `crops_per_scene` from one scene.
     scenes: different simulated brackets.   rate: largest learning rate; it rises over `warm_up` steps and falls as a cosine to 1 % of it.
     weight_decay, clip_norm: of AdamW, and of the gradient.   ema: decay of the averaged weights.   bf16: autocast in the forward pass.
     save_every: steps from checkpoint to checkpoint.   check_scenes: how many scenes never trained on are looked at each time.
-    seed: of scenes, crops and initial weights.
+    seed: of scenes, crops and initial weights.   shape: of the regressor; autoencoder, denoiser: of the refiner's parts.
     """
 
     stage: str
@@ -41,10 +43,13 @@ class Recipe:
     check_scenes: int = 16
     seed: int = 1
     shape: Shape = field(default_factory=Shape)
+    autoencoder: AutoencoderShape = field(default_factory=AutoencoderShape)
+    denoiser: DenoiserShape = field(default_factory=DenoiserShape)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for a checkpoint or a card."""
-        return {**asdict(self), "shape": self.shape.as_dict()}
+        shapes = {k: getattr(self, k).as_dict() for k in ("shape", "autoencoder", "denoiser")}
+        return asdict(self) | shapes
 
 
 REGRESSOR = Recipe(
@@ -67,4 +72,43 @@ MASK = Recipe(
     rate=1e-3,
     seed=2,
 )
-RECIPES = {r.stage: r for r in (REGRESSOR, MASK)}
+AUTOENCODER = Recipe(
+    stage="autoencoder",
+    command="gmodiff train autoencoder --data DATA --out RUN --cache CACHE",
+    data=REGRESSOR.data,
+    hours="0.5 on two shared CPU cores",
+    hardware=REGRESSOR.hardware,
+    expected="gain maps come back at 36 dB, at 45 dB with the decoder's skips",
+    steps=4000,
+    batch=8,
+    crop_px=128,
+    rate=1e-3,
+    seed=3,
+)
+PRIOR = Recipe(
+    stage="prior",
+    command="gmodiff train prior --data DATA --from AUTOENCODER --regressor REGRESSOR --out RUN --cache CACHE",
+    data=REGRESSOR.data,
+    hours="0.7 on two shared CPU cores",
+    hardware=REGRESSOR.hardware,
+    expected="mean square error of the noise well below 1, that of a network that knows nothing",
+    steps=6000,
+    batch=8,
+    crop_px=192,
+    rate=6e-4,
+    seed=4,
+)
+ONE_STEP = Recipe(
+    stage="onestep",
+    command="gmodiff train onestep --data DATA --from PRIOR --regressor REGRESSOR --out RUN --cache CACHE",
+    data=REGRESSOR.data,
+    hours="0.5 on two shared CPU cores",
+    hardware=REGRESSOR.hardware,
+    expected="where the mask is above one half, no worse than the estimate",
+    steps=4000,
+    batch=8,
+    crop_px=192,
+    rate=3e-4,
+    seed=5,
+)
+RECIPES = {r.stage: r for r in (REGRESSOR, MASK, AUTOENCODER, PRIOR, ONE_STEP)}

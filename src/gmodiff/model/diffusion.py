@@ -1,0 +1,57 @@
+"""Diffusion, the arithmetic: how much of a latent is noise at each of 1000 steps, and the way back, in one step or in many.
+
+Everything here is outside the network, which only ever says what noise it sees. Steps count from 0 (hardly any noise) to 999.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+STEPS = 1000
+ONE_STEP_AT = 499
+"""The step at which the estimate's latent is handed to the denoiser (paper section 3.4: t = 499)."""
+FIRST_BETA, LAST_BETA = 0.00085, 0.012
+"""Of the schedule of Stable Diffusion (Rombach et al. 2022): square roots of beta rise linearly."""
+
+
+@lru_cache(maxsize=1)
+def kept() -> Tensor:
+    """(STEPS,) float32: the share abar of a latent's variance that is not noise yet (Ho et al. 2020, equation 4)."""
+    betas = torch.linspace(FIRST_BETA**0.5, LAST_BETA**0.5, STEPS, dtype=torch.float64) ** 2
+    return torch.cumprod(1 - betas, dim=0).to(torch.float32)
+
+
+def noised(latent: Tensor, noise: Tensor, step: Tensor) -> Tensor:
+    """sqrt(abar) x0 + sqrt(1 - abar) eps (Ho et al. 2020, equation 4). latent, noise: (B, C, h, w).   step: (B,)."""
+    abar = kept().to(latent.device)[step][:, None, None, None]
+    return abar.sqrt() * latent + (1 - abar).sqrt() * noise
+
+
+def denoised(latent: Tensor, noise: Tensor, step: int) -> Tensor:
+    """x0 = (z - sqrt(1 - abar) eps) / sqrt(abar): the one step (paper section 3.4), and part of every other."""
+    abar = float(kept()[step])
+    return (latent - math.sqrt(1 - abar) * noise) / math.sqrt(abar)
+
+
+def from_noise(predict: Callable[[Tensor, int], Tensor], start: Tensor, steps: int = 50) -> Tensor:
+    """DDIM without randomness (Song et al. 2021, equation 12, sigma 0) from pure noise.
+
+    predict: (latent, step) to the noise in it.   start: (B, C, h, w) of unit variance.
+    """
+    if not 1 <= steps <= STEPS:
+        raise ValueError(f"{steps} steps: expected 1..{STEPS}")
+    order = torch.linspace(STEPS - 1, 0, steps).round().long().tolist()
+    latent = start
+    for here, there in zip(order, [*order[1:], None], strict=True):
+        noise = predict(latent, here)
+        clean = denoised(latent, noise, here)
+        if there is None:
+            return clean
+        abar = float(kept()[there])
+        latent = math.sqrt(abar) * clean + math.sqrt(1 - abar) * noise
+    return latent
