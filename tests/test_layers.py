@@ -29,7 +29,8 @@ ALLOWED = {
     "merge": {"align", "image", "provenance", "radiometry", "tiling"},
     "tonemap": {"errors", "gainmap", "image", "radiometry", "tiling", "upsampling"},
     "runtime": {"errors", "model", "radiometry", "tiling"},  # model: inside the class that runs torch, when somebody asks for it
-    "estimate": {"align", "errors", "gainmap", "image", "provenance", "radiometry", "runtime", "tiling", "upsampling"},
+    "refine": {"errors", "gainmap", "radiometry", "runtime", "upsampling"},
+    "estimate": {"align", "errors", "gainmap", "image", "provenance", "radiometry", "refine", "runtime", "tiling", "upsampling"},
     "pipeline": {"align", "errors", "estimate", "image", "merge", "provenance", "radiometry", "runtime", "tonemap"},
     "moving_scene": {"errors", "radiometry", "tiling"},
     "simulate": {"errors", "image", "moving_scene", "radiometry", "tiling"},

@@ -157,10 +157,11 @@ def test_foreign_and_broken_weights_are_refused(network, tmp_path):
 @pytest.fixture(scope="module")
 def exported(network, tmp_path_factory):
     from gmodiff.model.export import export_onnx
+    from gmodiff.model.on_arrays import RegressorOnArrays
 
     folder = tmp_path_factory.mktemp("onnx")
     write_weights(network, folder / "w.safetensors", {}, half=True)
-    export_onnx(read_weights(folder / "w.safetensors")[0], folder / "w.onnx")
+    export_onnx(RegressorOnArrays(read_weights(folder / "w.safetensors")[0]), folder / "w.onnx")
     return folder
 
 

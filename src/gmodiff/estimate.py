@@ -25,6 +25,7 @@ from gmodiff.gainmap import MU_GAIN, OFFSET
 from gmodiff.image import Bracket
 from gmodiff.provenance import INFERRED, REFERENCE, look_up
 from gmodiff.radiometry import F32
+from gmodiff.refine import Refinement
 from gmodiff.runtime import Card, Model
 from gmodiff.tiling import STRIP_ROWS, for_each_strip
 from gmodiff.upsampling import enlarged_rows
@@ -82,14 +83,21 @@ class Estimator:
 
     tile: (rows, columns) in pixels that the network gets at once at most; None: what covers the picture with least work.
     shrink: 1, 2 ...: how many pixels a side become one for the network; None: so many that
-    about ESTIMATED_PX remain.
+    about ESTIMATED_PX remain.   refinement: what works on the estimate where it is doubtful; None for nothing.
     """
 
     model: Model
     tile: tuple[int, int] | None = None
     shrink: int | None = None
+    refinement: Refinement | None = None
 
     def __post_init__(self) -> None:
+        if self.model.card.kind != "regressor":
+            raise InputError(
+                f"model {self.model.card.name} is a {self.model.card.kind}, which works beside a regressor: give --model compact"
+            )
+        if self.refinement is not None:
+            self.refinement.check_fits(self.model.card)
         least = 4 * self.model.card.halo_px
         if self.tile is not None and min(self.tile) < least:
             raise InputError(f"tile {self.tile[1]}x{self.tile[0]}: expected {least} pixels a side or more for model {self.model.card.name}")
@@ -127,6 +135,10 @@ class Estimator:
                 core = slice(first, end), slice(left_core, right_core)
                 change[core] = found["change"][0].transpose(1, 2, 0)[inner]
                 residual[core] = found["residual"][0, 0][inner]
+                if self.refinement is not None:
+                    added = self.refinement(inputs | {"stops": feed.stops}, found, inner)[inner]
+                    change[core] += added[..., None]
+                    residual[core] += np.abs(added)
                 mask.put(found["degradation"][0, 0], inner, core, rows)
         if progress is not None:
             progress(1.0)

@@ -28,6 +28,7 @@ DEFAULT_MODEL = "compact"
 CARD_SUFFIX = ".json"
 CARD_FORMAT = "gmodiff-card-1"
 WEIGHTS_FOLDER = "weights"
+KINDS = ("regressor", "refiner")
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -38,6 +39,7 @@ class Card:
 
     name, about: for people.   sha256: file name to the hash of its content.   max_frames: most frames of a bracket that it takes.
     stride: sides of its input are multiples of it.   halo_px: how far around a pixel it has to see.
+    kind: "regressor", or "refiner", which works beside one.
     facts: everything else the file says: data, licences, hours, hardware, scores, recipe.
     """
 
@@ -48,6 +50,7 @@ class Card:
     stride: int
     halo_px: int
     gain_limit: float
+    kind: str = "regressor"
     facts: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -63,7 +66,11 @@ class Card:
             if stored.pop("format") != CARD_FORMAT:
                 raise ValueError("another format")
             known = {k: stored.pop(k) for k in ("name", "about", "sha256", "max_frames", "stride", "halo_px", "gain_limit")}
-            card = Card(**known, facts=stored)
+            card = Card(**known, kind=stored.pop("kind", "regressor"), facts=stored)
+            if card.kind not in KINDS:
+                raise ValueError(f"kind {card.kind!r}: this version knows {', '.join(KINDS)}")
+            if card.kind == "refiner" and not (0 <= stored["threshold"] < 1 and isinstance(stored["guide"], str)):
+                raise ValueError("threshold out of range, or no guide")
             whole = (card.max_frames, card.stride, card.halo_px)
             if not (isinstance(card.sha256, dict) and all(type(n) is int and n > 0 for n in whole) and card.max_frames > 2):
                 raise ValueError("max_frames, stride or halo_px out of range")
@@ -280,14 +287,14 @@ class _Torch:
             import safetensors  # noqa: F401  (reads the weights, later)
             import torch
 
-            from gmodiff.model.weights import read_weights
+            from gmodiff.model.on_arrays import OnArrays
         except ImportError:
             raise _missing("torch", '"gmodiff[torch]"') from None
         self.card = card
         gpu = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         try:
             self._device = torch.device(gpu if device == "auto" else device)
-            self._network = read_weights(weights)[0].to(self._device)
+            self._network = OnArrays.read(card.kind, weights).to(self._device)
         except (RuntimeError, AssertionError) as error:
             raise InputError(f"device {device!r}: torch cannot use it ({_first_line(error)})") from None
         self._autocast = self._device.type == "cuda" and not exact
@@ -302,14 +309,8 @@ class _Torch:
         import torch
 
         given = {k: torch.from_numpy(np.ascontiguousarray(v)).to(self._device) for k, v in inputs.items()}
-        frames = {k: given[k][None] for k in ("linear", "stops", "coverage")}
         with _memory_errors(), torch.no_grad(), torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
-            estimate = self._network(**frames, merged=given["merged"], encoded=given["encoded"], with_mask=True)
-        found = {
-            "change": estimate.change,
-            "residual": estimate.residual.abs().amax(dim=1, keepdim=True),
-            "degradation": torch.sigmoid(estimate.degradation),
-        }
+            found = self._network.by_name(given)
         return {k: v.float().cpu().numpy() for k, v in found.items()}
 
 

@@ -1,4 +1,4 @@
-"""The compact regressor as an ONNX file: pre-processing inside, any size and number of frames, weights stored in half precision."""
+"""Networks as ONNX files: pre-processing inside, any size and number of frames, weights stored in half precision."""
 
 from __future__ import annotations
 
@@ -9,69 +9,45 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from gmodiff.errors import MissingDependencyError
-from gmodiff.model.regressor import STRIDE, Regressor
+from gmodiff.model.on_arrays import OnArrays
+from gmodiff.model.regressor import STRIDE
 
-INPUTS = ("linear", "stops", "coverage", "merged", "encoded")
-OUTPUTS = ("change", "residual", "degradation")
 OPSET = 18
 HALF_FROM = 64
 """Smaller tensors stay in single precision: they weigh nothing, and some are scales."""
 
 
-class _OnePicture(nn.Module):
-    """The network for one bracket: no batch dimension in front of the frames; the mask as a probability."""
+def export_onnx(network: OnArrays, path: Path) -> None:
+    """Write the ONNX file of a network, for pictures whose sides are multiples of STRIDE: inputs and outputs as its class says.
 
-    def __init__(self, network: Regressor) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, linear: Tensor, stops: Tensor, coverage: Tensor, merged: Tensor, encoded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        estimate = self.network(linear[None], stops[None], coverage[None], merged, encoded, with_mask=True)
-        return estimate.change, estimate.residual.abs().amax(dim=1, keepdim=True), torch.sigmoid(estimate.degradation)
-
-
-def export_onnx(network: Regressor, path: Path) -> None:
-    """Write the ONNX file.
-
-    Inputs: linear (n, 3, H, W), stops (n,), coverage (n, 1, H, W), merged and encoded (1, 3, H, W), as `Regressor.forward`, n >= 2, H and
-    W multiples of STRIDE. Outputs: change (1, 3, H, W); residual (1, 1, H, W), the largest of its three channels, absolute; degradation
-    (1, 1, H / 4, W / 4), 0..1. Raises MissingDependencyError without the packages that export.
+    Raises MissingDependencyError without the packages that export.
     """
     try:
         import onnx
         import onnxscript  # noqa: F401  (torch's exporter asks for it late, with a long trace)
     except ImportError:
         raise MissingDependencyError('exporting needs onnx and onnxscript: pip install "gmodiff[train]"') from None
-    side = 4 * STRIDE
-    example = (
-        torch.rand(3, 3, side, side),
-        torch.tensor([0.0, -2.0, 2.0]),
-        torch.ones(3, 1, side, side),
-        torch.rand(1, 3, side, side),
-        torch.rand(1, 3, side, side),
-    )
     frames = torch.export.Dim("frames", min=2, max=16)
-    rows, columns = (STRIDE * torch.export.Dim(n, min=2, max=4096) for n in ("rows", "columns"))
-    sizes: dict[str, Any] = {
-        "linear": {0: frames, 2: rows, 3: columns},
-        "stops": {0: frames},
-        "coverage": {0: frames, 2: rows, 3: columns},
-        "merged": {2: rows, 3: columns},
-        "encoded": {2: rows, 3: columns},
-    }
+    rows, columns = (torch.export.Dim(n, min=2, max=4096) for n in ("rows", "columns"))
+    example = network.example()
+    side = max(max(x.shape[-2:], default=0) for x in example if x.ndim > 1)
+    sizes: list[dict[int, Any]] = []
+    for name, x in zip(network.inputs, example, strict=True):
+        fold = STRIDE * x.shape[-1] // side if x.ndim > 1 else 0
+        picture = {x.ndim - 2: fold * rows, x.ndim - 1: fold * columns} if fold > 1 else {x.ndim - 2: rows, x.ndim - 1: columns}
+        sizes.append(({0: frames} if name in ("linear", "stops", "coverage") else {}) | (picture if fold else {}))
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations are nobody's business here
         made = torch.onnx.export(
-            _OnePicture(network).eval(),
+            network.eval(),
             example,
-            input_names=list(INPUTS),
-            output_names=list(OUTPUTS),
+            input_names=list(network.inputs),
+            output_names=list(network.outputs),
             opset_version=OPSET,
-            dynamic_shapes=sizes,
+            dynamic_shapes=tuple(sizes),
             dynamo=True,
             verbose=False,
         )

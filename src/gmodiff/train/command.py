@@ -189,20 +189,31 @@ def _need_torch() -> None:
 @click.option("--from", "start", type=click.Path(path_type=Path), required=True, metavar="RUN", help="A run or a weights file.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="NAME.json",
               help="The card; NAME.onnx and NAME.safetensors go beside it.")  # fmt: skip
+@click.option("--guide", type=click.Path(path_type=Path), metavar="CARD",
+              help="Of a refiner: card of the regressor it was trained beside.")  # fmt: skip
+@click.option("--threshold", type=click.FloatRange(0, 1, max_open=True), default=0.5, show_default=True, callback=_finite,
+              help="Of a refiner: degradation from which it refines.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Overwrite.")
-def export(start: Path, output: Path, force: bool) -> None:
-    """Write NAME.onnx (any runtime), NAME.safetensors (torch), both in half precision, and the card NAME.json."""
+def export(start: Path, output: Path, guide: Path | None, threshold: float, force: bool) -> None:
+    """Write NAME.onnx (any runtime), NAME.safetensors (torch), both in half precision, and the card NAME.json.
+
+    \b
+      gmodiff train export --from runs/mask -o compact.json
+      gmodiff train export --from runs/onestep --guide compact.json -o compact-refiner.json
+    """
     _need_torch()
-    from gmodiff.train.loop import WEIGHTS
-    from gmodiff.train.shipping import ship
+    from gmodiff.runtime import load_card
+    from gmodiff.train.shipping import ship, ship_refiner
 
     if output.suffix != ".json":
         raise InputError(f"-o {output}: give the card a name ending in .json")
     taken = [p for p in (output, output.with_suffix(".onnx"), output.with_suffix(".safetensors")) if p.exists()]
     if taken and not force:
         raise InputError(f"{taken[0]} exists: give --force to overwrite it, or another name")
-    weights = start / WEIGHTS if start.is_dir() else start
-    for path in ship(weights, output):
+    weights = _weights_file("--from", start)
+    assert weights is not None
+    paths = ship(weights, output) if guide is None else ship_refiner(weights, output, load_card(str(guide)), threshold)
+    for path in paths:
         click.echo(f"{path}: {path.stat().st_size / 1e6:.3f} MB")
 
 

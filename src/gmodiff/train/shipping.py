@@ -9,45 +9,80 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from gmodiff.errors import InputError
 from gmodiff.evaluate.rows import Row, latest, read_rows
 from gmodiff.model.export import export_onnx
+from gmodiff.model.on_arrays import OnArrays
+from gmodiff.model.refiner import REFINER_HALO_PX, read_refiner, write_refiner
 from gmodiff.model.regressor import GAIN_LIMIT, HALO_PX, MAX_FRAMES, STRIDE
 from gmodiff.model.weights import read_weights, write_weights
 from gmodiff.runtime import CARD_FORMAT, Card
 from gmodiff.writer import replacing
 
 ABOUT = "degradation-aware regressor of the gain map: fusion weights over aligned frames and a bounded residual"
+ABOUT_REFINER = "one-step latent diffusion on the gain map, where the regressor doubts its estimate"
 LICENCE = "Apache-2.0"
 SCORES = ("psnr_mu", "psnr_l", "pu21_psnr", "jod")
 
 
 def ship(weights: Path, card: Path) -> list[Path]:
-    """Write card, card.onnx and card.safetensors; returns the three. The card has no scores yet: see `add_scores`."""
+    """Write card, card.onnx and card.safetensors of a regressor; returns the three. The card has no scores yet: see `add_scores`."""
     network, facts = read_weights(weights)
+    _refuse_broken(weights, network)
+    single = card.with_suffix(".safetensors")
+    card.parent.mkdir(parents=True, exist_ok=True)
+    write_weights(network, single, {"name": card.stem}, half=True)
+    own = {"name": card.stem, "about": ABOUT, "max_frames": MAX_FRAMES, "stride": STRIDE, "halo_px": HALO_PX, "gain_limit": GAIN_LIMIT}
+    return _shipped(card, single, own, network, facts)
+
+
+def ship_refiner(weights: Path, card: Path, guide: Card, threshold: float) -> list[Path]:
+    """Write card, card.onnx and card.safetensors of a refiner.
+
+    guide: of the regressor it was trained beside.   threshold: degradation, 0..1, from which it refines.
+    """
+    network, facts = read_refiner(weights)
+    _refuse_broken(weights, network)
+    single = card.with_suffix(".safetensors")
+    card.parent.mkdir(parents=True, exist_ok=True)
+    write_refiner(network, single, {"name": card.stem}, half=True)
+    own = {
+        "name": card.stem,
+        "about": ABOUT_REFINER,
+        "kind": "refiner",
+        "max_frames": guide.max_frames,
+        "stride": STRIDE,
+        "halo_px": REFINER_HALO_PX,
+        "gain_limit": GAIN_LIMIT,
+        "guide": guide.fingerprint,
+        "threshold": threshold,
+    }
+    return _shipped(card, single, own, network, facts)
+
+
+def _refuse_broken(weights: Path, network: nn.Module) -> None:
     broken = [name for name, values in network.state_dict().items() if not bool(values.isfinite().all())]
     if broken:
         raise InputError(f"{weights}: {len(broken)} of its tensors are not finite ({broken[0]} is the first): train again, slower")
-    single, graph = card.with_suffix(".safetensors"), card.with_suffix(".onnx")
-    card.parent.mkdir(parents=True, exist_ok=True)
-    write_weights(network, single, {"name": card.stem}, half=True)
-    shipped, _ = read_weights(single)  # what was rounded to half precision is what the graph holds too
-    export_onnx(shipped, graph)
-    recipe = facts.get("recipe", {})
+
+
+def _shipped(card: Path, single: Path, own: dict[str, Any], network: nn.Module, facts: dict[str, Any]) -> list[Path]:
+    graph = card.with_suffix(".onnx")
+    # What was rounded to half precision is what the graph holds too.
+    export_onnx(OnArrays.read(own.get("kind", "regressor"), single), graph)
+    trained = list(facts.get("steps", {}))
+    first = trained[0] if trained else "regressor"
     content: dict[str, Any] = {
         "format": CARD_FORMAT,
-        "name": card.stem,
-        "about": ABOUT,
+        **own,
         "sha256": {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in (graph, single)},
-        "max_frames": MAX_FRAMES,
-        "stride": STRIDE,
-        "halo_px": HALO_PX,
-        "gain_limit": GAIN_LIMIT,
         "parameters": sum(p.numel() for p in network.parameters()),
         "licence": LICENCE,
-        "trained_on": facts.get("data", {}).get("regressor", "not recorded"),
-        "trained_by": recipe.get("command", "not recorded"),
-        "hardware": facts.get("hardware", {}).get("regressor", "not recorded"),
+        "trained_on": facts.get("data", {}).get(first, "not recorded"),
+        "trained_by": facts.get("recipe", {}).get("command", "not recorded"),
+        "hardware": facts.get("hardware", {}).get(first, "not recorded"),
         "hours": {stage: round(seconds / 3600, 2) for stage, seconds in facts.get("spent", {}).items()},
         "steps": facts.get("steps", {}),
         "scores": {},

@@ -1,0 +1,157 @@
+"""The refiner in the pipeline: nothing where nothing is doubtful, detail without colour where something is, no seams, never unmeasured."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from gmodiff.align import align
+from gmodiff.errors import InputError
+from gmodiff.estimate import Estimator
+from gmodiff.image import Bracket
+from gmodiff.merge import merge
+from gmodiff.pipeline import reconstruct_radiance
+from gmodiff.provenance import INFERRED, REFERENCE
+from gmodiff.radiometry import radiance_interval_codes
+from gmodiff.refine import CORE_PX, Refinement
+from gmodiff.runtime import Card
+from scenes import small_scene
+
+GUIDE = Card("fake", "", {}, 9, 32, 32, 1.5)
+REFINER = Card("fake-refiner", "", {}, 9, 32, 32, 1.5, "refiner", {"threshold": 0.5, "guide": GUIDE.fingerprint})
+
+
+class Guide:
+    """Changes nothing; doubts columns from `doubtful` on. The mask follows from the picture alone, as a network's does."""
+
+    card, runtime = GUIDE, "numpy"
+
+    def __init__(self, doubt: np.ndarray) -> None:
+        self.doubt, self.calls = doubt, 0
+
+    def __call__(self, inputs):
+        height, width = inputs["merged"].shape[2:]
+        doubt = np.pad(self.doubt, ((0, max(0, height // 4 - self.doubt.shape[0])), (0, max(0, width // 4 - self.doubt.shape[1]))))
+        return {
+            "change": np.zeros((1, 3, height, width), np.float32),
+            "residual": np.zeros((1, 1, height, width), np.float32),
+            "degradation": doubt[None, None, : height // 4, : width // 4].astype(np.float32),
+            "context_8": np.zeros((1, 8, height // 8, width // 8), np.float32),
+            "context_16": np.zeros((1, 8, height // 16, width // 16), np.float32),
+            "context_32": np.zeros((1, 8, height // 32, width // 32), np.float32),
+        }
+
+
+class Repainter:
+    """Says something else than the estimate: its own pattern, a constant, and colour."""
+
+    runtime = "numpy"
+
+    def __init__(self, card: Card = REFINER, constant: float = 0.0, pattern: float = 0.0, colour: float = 0.0) -> None:
+        self.card, self.values, self.shapes = card, (constant, pattern, colour), []
+
+    def __call__(self, inputs):
+        constant, pattern, colour = self.values
+        gain = inputs["gain"]
+        self.shapes.append({k: v.shape for k, v in inputs.items()})
+        fine = np.sin(300 * gain.mean(axis=1, keepdims=True))  # follows the picture, so that every tile says the same
+        tint = np.array([colour, 0, -colour], np.float32)[None, :, None, None]
+        return {"refined": gain + constant + pattern * fine + tint}
+
+
+@pytest.fixture(scope="module")
+def aligned():
+    bracket = small_scene(height=352, width=512).bracket
+    alignments = align(bracket)
+    return bracket, alignments, merge(bracket, alignments).radiance
+
+
+def doubt(columns: slice = slice(0)) -> np.ndarray:
+    """Of a picture of 352 x 512: 1 in some columns of the mask, 0 elsewhere."""
+    mask = np.zeros((88, 128), np.float32)
+    mask[:, columns] = 1
+    return mask
+
+
+def estimate(aligned, mask, refiner, strength=1.0, **more):
+    return Estimator(Guide(mask), refinement=Refinement(refiner, strength), **more)(*aligned)
+
+
+def test_nothing_is_refined_where_nothing_is_doubtful(aligned):
+    refiner = Repainter(constant=0.3, pattern=0.3)
+    plain = Estimator(Guide(doubt()))(*aligned)
+    assert np.array_equal(estimate(aligned, doubt(), refiner).radiance, plain.radiance)
+    assert np.array_equal(estimate(aligned, doubt(slice(None)), refiner, 0.0).radiance, plain.radiance)
+    assert not refiner.shapes
+
+
+def test_only_doubtful_places_change_and_only_their_tiles_are_computed(aligned):
+    refiner = Repainter(pattern=0.2)
+    plain = Estimator(Guide(doubt()))(*aligned)
+    refined = estimate(aligned, doubt(slice(100, None)), refiner)  # columns from 400 on: the third tile alone
+    changed = np.abs(refined.radiance - plain.radiance).max(axis=-1) > 1e-6
+    assert changed[:, 410:].mean() > 0.5
+    assert not changed[:, :390].any()
+    assert len(refiner.shapes) == -(-352 // CORE_PX)
+    assert refiner.shapes[0]["gain"][3] <= 512 - 2 * CORE_PX + 32
+    assert refiner.shapes[0]["context_32"][2] * 32 == refiner.shapes[0]["gain"][2]
+
+
+@pytest.mark.parametrize("other", [{"constant": 0.3}, {"colour": 0.3}])
+def test_brightness_and_colour_stay_as_estimated(aligned, other):
+    everywhere = doubt(slice(None))
+    plain = Estimator(Guide(everywhere))(*aligned)
+    refined = estimate(aligned, everywhere, Repainter(**other))
+    np.testing.assert_allclose(refined.radiance, plain.radiance, rtol=2e-3, atol=1e-5)
+
+
+def test_strength_is_a_share(aligned):
+    everywhere, refiner = doubt(slice(None)), Repainter(pattern=0.05)
+    plain = Estimator(Guide(everywhere))(*aligned).radiance
+    half, whole = (np.log2(estimate(aligned, everywhere, refiner, s).radiance + 1e-3) - np.log2(plain + 1e-3) for s in (0.5, 1.0))
+    moved = np.abs(whole) > 0.05
+    assert moved.mean() > 0.02
+    assert np.median(half[moved] / whole[moved]) == pytest.approx(0.5, abs=0.05)
+
+
+def test_tiles_leave_no_seam(aligned):
+    everywhere, refiner = doubt(slice(None)), Repainter(pattern=0.1)
+    whole = estimate(aligned, everywhere, refiner).radiance
+    # The fake guide's mask is 1 wherever a tile lies, as the whole picture's is.
+    tiled = Estimator(Guide(np.ones((200, 200), np.float32)), (256, 256), refinement=Refinement(refiner))(*aligned).radiance
+    np.testing.assert_allclose(tiled, whole, atol=1e-3)
+
+
+def test_what_is_added_is_inferred_and_stays_within_the_measured_interval(aligned):
+    bracket: Bracket = aligned[0]
+    made = reconstruct_radiance(bracket, Estimator(Guide(doubt(slice(None))), refinement=Refinement(Repainter(pattern=0.5))))
+    plain = reconstruct_radiance(bracket, Estimator(Guide(doubt(slice(None)))))
+    new = (made.provenance == INFERRED) & (plain.provenance != INFERRED)
+    assert new.any()
+    assert np.array_equal(made.provenance == REFERENCE, plain.provenance == REFERENCE)
+    reference = bracket.frames[bracket.reference]
+    low, high, _ = radiance_interval_codes(bracket.response, reference.noise, reference.encoded.dtype)
+    sure = reference.encoded.max(axis=-1) < 0.9 * 255
+    for c in range(3):
+        codes = reference.encoded[..., c]
+        assert (made.radiance[..., c] >= low[codes, c] - 1e-6)[sure].all()
+        assert (made.radiance[..., c] <= high[codes, c] + 1e-6)[sure].all()
+
+
+def test_same_bytes_twice(aligned):
+    one, two = (estimate(aligned, doubt(slice(None)), Repainter(pattern=0.1)).radiance for _ in range(2))
+    assert np.array_equal(one, two)
+
+
+def test_what_does_not_fit_is_refused(aligned):
+    with pytest.raises(InputError, match="no refiner but a regressor"):
+        Refinement(Guide(doubt()))
+    with pytest.raises(InputError, match=r"refine 1\.5"):
+        Refinement(Repainter(), 1.5)
+    other = replace(REFINER, facts={"threshold": 0.5, "guide": "0" * 16})
+    with pytest.raises(InputError, match="beside other weights"):
+        Estimator(Guide(doubt()), refinement=Refinement(Repainter(other)))
+    with pytest.raises(InputError, match="works beside a regressor"):
+        Estimator(Repainter())
+    with pytest.raises(InputError, match="not finite"):
+        estimate(aligned, doubt(slice(None)), Repainter(pattern=float("nan")))
