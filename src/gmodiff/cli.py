@@ -89,6 +89,8 @@ def _numbers(_: click.Context, parameter: click.Parameter, text: str | None) -> 
 @click.option("--estimate-size", type=click.Choice(["auto", "full", "half"]), default="auto", show_default=True,
               help="How large the network sees the picture; auto: about 3 megapixels, or full size if that is less.")  # fmt: skip
 @click.option("--tile", type=click.IntRange(min=1), metavar="PX", help="Side of the network's tiles, 384 or more: less memory.")
+@click.option("--refine", type=float, default=0.0, show_default=True, metavar="0..1",
+              help="How much of the refiner's detail goes in where the network doubts its estimate; for models that have one.")  # fmt: skip
 @click.option("--look", type=click.Choice(["camera", "linear"]), default="camera", show_default=True,
               help="The HDR picture: the photo's own look with its highlights given back, or scene-linear light.")  # fmt: skip
 @click.option("--headroom", type=float, default=3.0, show_default=True, metavar="STOPS",
@@ -119,6 +121,7 @@ def merge(
     exact: bool,
     estimate_size: str,
     tile: int | None,
+    refine: float,
     look: str,
     headroom: float,
     base: str,
@@ -147,6 +150,8 @@ def merge(
         raise InputError(f"a bracket needs 2 to 16 photos, got {len(photos)}: gmodiff merge A.jpg B.jpg C.jpg -o scene.jpg")
     if not MIN_HEADROOM <= headroom <= MAX_HEADROOM:
         raise InputError(f"--headroom {headroom:g}: expected {MIN_HEADROOM:g} to {MAX_HEADROOM:g} stops")
+    if not 0 <= refine <= 1:
+        raise InputError(f"--refine {refine:g}: expected 0 (nothing) to 1")
     targets = [Path(o) for o in outputs] or [Path(f"{Path(photos[0]).stem}_hdr.jpg")]
     from gmodiff.writer import check_writable
 
@@ -159,18 +164,21 @@ def merge(
     from gmodiff.bracket import read_bracket, save_response_file
     from gmodiff.estimate import Estimator
     from gmodiff.pipeline import reconstruct
-    from gmodiff.runtime import load_model
+    from gmodiff.refine import Refinement
+    from gmodiff.runtime import load_model, load_refiner
     from gmodiff.writer import write, write_provenance
 
     if model == "none":
         given = {"--runtime": runtime != "auto", "--device": device != "auto", "--exact": exact,
-                 "--estimate-size": estimate_size != "auto", "--tile": tile is not None}  # fmt: skip
+                 "--estimate-size": estimate_size != "auto", "--tile": tile is not None, "--refine": refine > 0}  # fmt: skip
         idle = [option for option, set_ in given.items() if set_]
         if idle:
             raise InputError(f"{', '.join(idle)}: of the network, and --model is none; give --model compact, or leave this out")
     network = None if model == "none" else load_model(model, runtime=runtime, device=device, exact=exact)
     shrink = {"auto": None, "full": 1, "half": 2}[estimate_size]
-    estimator = None if network is None else Estimator(network, None if tile is None else (tile, tile), shrink)
+    refiner = load_refiner(model, runtime=runtime, device=device, exact=exact) if network is not None and refine > 0 else None
+    refinement = None if refiner is None else Refinement(refiner, refine)
+    estimator = None if network is None else Estimator(network, None if tile is None else (tile, tile), shrink, refinement)
     with _Reporter(quiet or as_json) as report:
         bracket = read_bracket(
             photos,
@@ -191,7 +199,7 @@ def merge(
             save_response_file(bracket.response, save_response, force=force)
         report("write", 1.0)
     result = _result(bracket, image, targets, time.monotonic() - started)
-    result["model"] = None if network is None else {"name": network.card.name, "runtime": network.runtime}
+    result["model"] = None if network is None else {"name": network.card.name, "runtime": network.runtime, "refine": refine}
     if as_json:
         click.echo(json.dumps(result, indent=2))
     elif not quiet:

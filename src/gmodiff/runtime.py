@@ -29,6 +29,7 @@ CARD_SUFFIX = ".json"
 CARD_FORMAT = "gmodiff-card-1"
 WEIGHTS_FOLDER = "weights"
 KINDS = ("regressor", "refiner")
+REFINER_SUFFIX = "-refiner"
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -143,6 +144,17 @@ def load_model(name: str = DEFAULT_MODEL, *, runtime: str = "auto", device: str 
         "torch": _Torch,
     }
     return engines[chosen](card, weights, device, exact)
+
+
+def load_refiner(name: str = DEFAULT_MODEL, *, runtime: str = "auto", device: str = "auto", exact: bool = False) -> Model:
+    """The refiner of a model: the card called NAME-refiner.json beside the model's own. Raises InputError where there is none; the rest
+    as `load_model`.
+    """
+    path = _card_path(name)
+    own = path.with_name(f"{path.stem}{REFINER_SUFFIX}{CARD_SUFFIX}")
+    if not own.is_file():
+        raise InputError(f"model {path.stem} has no refiner ({own.name} would lie beside its card): leave --refine out, or train one")
+    return load_model(str(own), runtime=runtime, device=device, exact=exact)
 
 
 def _card_path(name: str) -> Path:
