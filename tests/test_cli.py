@@ -100,6 +100,9 @@ def test_the_network_runs_where_it_is_asked_for(jpegs, tmp_path, capsys):
         (["--model", "compact", "--tile", "20"], "tile 20x20: expected"),
         (["--model", "compact", "--device", "abacus"], "abacus"),
         (["--device", "abacus", "--tile", "512"], "--device, --tile: of the network, and --model is none; give --model compact"),
+        (["--refine", "0.5"], "--refine: of the network, and --model is none"),
+        (["--model", "compact", "--refine", "1.5"], "--refine 1.5: expected 0 (nothing) to 1"),
+        (["--model", "compact", "--refine", "nan"], "--refine nan: expected"),
         (["--model", "gone.json"], "model 'gone.json': expected compact, or the card (.json) of a model with its weights beside it"),
     ],
 )

@@ -13,12 +13,12 @@ from gmodiff.merge import merge
 from gmodiff.pipeline import reconstruct_radiance
 from gmodiff.provenance import INFERRED, REFERENCE
 from gmodiff.radiometry import radiance_interval_codes
-from gmodiff.refine import CORE_PX, Refinement
+from gmodiff.refine import CONTEXT, CORE_PX, Refinement
 from gmodiff.runtime import Card
 from scenes import small_scene
 
-GUIDE = Card("fake", "", {}, 9, 32, 32, 1.5)
-REFINER = Card("fake-refiner", "", {}, 9, 32, 32, 1.5, "refiner", {"threshold": 0.5, "guide": GUIDE.fingerprint})
+GUIDE = Card("fake", "", {}, 9, 32, 32, 1.5, facts={"weights": "0123"})
+REFINER = Card("fake-refiner", "", {}, 9, 32, 32, 1.5, "refiner", {"threshold": 0.5, "guide": "0123"})
 
 
 class Guide:
@@ -93,7 +93,7 @@ def test_only_doubtful_places_change_and_only_their_tiles_are_computed(aligned):
     assert changed[:, 410:].mean() > 0.5
     assert not changed[:, :390].any()
     assert len(refiner.shapes) == -(-352 // CORE_PX)
-    assert refiner.shapes[0]["gain"][3] <= 512 - 2 * CORE_PX + 32
+    assert {s["gain"] for s in refiner.shapes} == {(1, 3, CORE_PX + 64, CORE_PX + 64)}  # one size, whatever is left of the picture
     assert refiner.shapes[0]["context_32"][2] * 32 == refiner.shapes[0]["gain"][2]
 
 
@@ -153,5 +153,18 @@ def test_what_does_not_fit_is_refused(aligned):
         Estimator(Guide(doubt()), refinement=Refinement(Repainter(other)))
     with pytest.raises(InputError, match="works beside a regressor"):
         Estimator(Repainter())
+
+    class Silent(Guide):
+        def __call__(self, inputs):
+            return {k: v for k, v in super().__call__(inputs).items() if "context" not in k}
+
+    with pytest.raises(InputError, match="says nothing of context_8"):
+        Estimator(Silent(doubt(slice(None))), refinement=Refinement(Repainter()))(*aligned)
     with pytest.raises(InputError, match="not finite"):
         estimate(aligned, doubt(slice(None)), Repainter(pattern=float("nan")))
+
+
+def test_names_of_the_context_are_those_of_the_exported_regressor():
+    from gmodiff.model.on_arrays import RegressorOnArrays
+
+    assert RegressorOnArrays.outputs[3:] == CONTEXT

@@ -1,6 +1,7 @@
 """The refiner: latents, diffusion's arithmetic, what its parts see, and that its three stages learn."""
 
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +16,16 @@ from gmodiff.model.autoencoder import AutoencoderShape
 from gmodiff.model.denoiser import DenoiserShape
 from gmodiff.model.diffusion import ONE_STEP_AT, STEPS, denoised, from_noise, kept, noised
 from gmodiff.model.refiner import REFINER_HALO_PX, Refiner, read_refiner, write_refiner
-from gmodiff.model.regressor import Regressor
+from gmodiff.model.regressor import Regressor, Shape
 from gmodiff.model.weights import write_weights
+from gmodiff.refine import CONTEXT as CONTEXT_NAMES
+from gmodiff.refine import Refinement
+from gmodiff.runtime import Card, load_card, load_refiner
+from gmodiff.train import loop
+from gmodiff.train.crops import Batches
+from gmodiff.train.recipes import RECIPES
+from gmodiff.train.shipping import ship, ship_refiner
+from gmodiff.train.stages import begin
 
 CONTEXT = (64, 128, 192)
 SMALL = AutoencoderShape(16, 24, 8)
@@ -62,7 +71,7 @@ def test_the_schedule_is_that_of_stable_diffusion():
         root = math.sqrt(0.00085) + (math.sqrt(0.012) - math.sqrt(0.00085)) * step / (STEPS - 1)
         left *= 1 - root**2
         if step in (0, ONE_STEP_AT, STEPS - 1):
-            assert float(kept()[step]) == pytest.approx(left, rel=1e-5)
+            assert kept()[step] == pytest.approx(left, rel=1e-9)
 
 
 @settings(max_examples=20, deadline=None)
@@ -79,7 +88,7 @@ def test_many_steps_with_the_right_noise_end_at_the_latent():
     latent, start = torch.full((1, 2, 3, 3), 0.7), torch.randn((1, 2, 3, 3), generator=torch.Generator().manual_seed(1))
 
     def predict(noisy, step):
-        abar = float(kept()[step])
+        abar = kept()[step]
         return (noisy - math.sqrt(abar) * latent) / math.sqrt(1 - abar)
 
     for steps in (1, 5, 50):
@@ -118,11 +127,15 @@ def test_parts_can_be_taken_away(refiner):
         assert torch.equal(blind, refiner.refine(**given, guided=False, skipped=False))
 
 
-def test_it_sees_no_farther_than_its_halo(refiner):
-    """So that tiles agree with the whole; nothing is pooled over the picture."""
-    side = 2 * REFINER_HALO_PX + 128
+def test_it_sees_no_farther_than_its_halo():
+    """So that tiles agree with the whole; nothing is pooled over the picture. Default size, since depth is what makes it see far."""
+    torch.manual_seed(0)
+    refiner = Refiner().eval()
+    for parameter in refiner.parameters():
+        if parameter.abs().max() < 1e-3:
+            torch.nn.init.normal_(parameter, std=0.1)
+    far, side = REFINER_HALO_PX + 32, 2 * REFINER_HALO_PX + 64
     given, other = inputs(side), inputs(side)
-    far = REFINER_HALO_PX + 64
     for name, fold in (("gain", 1), ("short", 1), ("mask", 4)):
         other[name][..., far // fold :] += 0.5
     for values, fold in zip(other["context"], (8, 16, 32), strict=True):
@@ -162,45 +175,143 @@ def test_the_default_sizes_stay_within_their_budgets():
 # ---- training ----
 
 
-def test_three_stages_follow_each_other_and_learn(tmp_path, small_store):
-    """Autoencoder, prior, one step: each begins with the one before, lowers its loss, and leaves alone what is frozen."""
-    from gmodiff.train import loop
-    from gmodiff.train.crops import Batches
-    from gmodiff.train.recipes import RECIPES
-    from gmodiff.train.stages import begin
+SETTINGS = {
+    "steps": 30,
+    "scenes": 4,
+    "batch": 2,
+    "crop_px": 32,
+    "warm_up": 3,
+    "rate": 1e-3,
+    "ema": 0.9,
+    "save_every": 30,
+    "check_scenes": 1,
+}
+SETTINGS |= {"autoencoder": SMALL, "denoiser": DenoiserShape((16, 16, 16), (1, 1, 1, 1, 1), 8, (16, 16, 16), 32)}
+TINY = Shape(widths=(16, 16, 16, 16), encoder=(1, 1, 1), middle=1, decoder=(1, 1, 1), polish=4)
 
-    settings = {
-        "steps": 30,
-        "scenes": 4,
-        "batch": 2,
-        "crop_px": 32,
-        "warm_up": 3,
-        "save_every": 30,
-        "check_scenes": 1,
-        "rate": 1e-3,
-        "ema": 0.9,
-    }
-    write_weights(Regressor(), tmp_path / "regressor.safetensors", {})
-    guide = tmp_path / "regressor.safetensors"
-    start = None
+
+def recipe(stage: str, **more):
+    return replace(RECIPES[stage], **(SETTINGS | more))
+
+
+@pytest.fixture(scope="module")
+def guide(tmp_path_factory) -> Path:
+    """A regressor as a run leaves it, its mask trained."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("guide") / "regressor.safetensors"
+    write_weights(Regressor(TINY), path, {"steps": {"regressor": 1, "mask": 1}})
+    return path
+
+
+@pytest.fixture(scope="module")
+def stages(guide, small_store, tmp_path_factory) -> dict[str, Path]:
+    """Weights of the three stages, each begun with the one before."""
+    folder, start, found = tmp_path_factory.mktemp("stages"), None, {}
     for stage in ("autoencoder", "prior", "onestep"):
-        recipe = replace(RECIPES[stage], **settings)
         regressor = None if stage == "autoencoder" else guide
-        first = begin(recipe, start, regressor)
-        batch = Batches(small_store, recipe)[0]
-        before = float(first(batch, 0)[0].detach())
-        path = loop.train(recipe, small_store, tmp_path / stage, start=start, regressor=regressor, workers=0, say=lambda _: None)
-        trained = begin(recipe, path, regressor) if stage != "autoencoder" else begin(recipe, path)
-        assert float(trained(batch, 0)[0].detach()) < before, stage
-        assert read_refiner(path)[1]["steps"][stage] == 30
-        if start is not None:
-            old, new = read_refiner(start)[0].state_dict(), read_refiner(path)[0].state_dict()
-            assert all(torch.equal(old[k], new[k]) for k in old if k.startswith(("autoencoder.encode", "autoencoder.to_latent")))
-        start = path
-    with pytest.raises(InputError, match="give its run or weights with --from"):
-        begin(replace(RECIPES["prior"], **settings), None, guide)
-    with pytest.raises(InputError, match="--regressor"):
-        begin(replace(RECIPES["onestep"], **settings), start)
+        path = loop.train(recipe(stage), small_store, folder / stage, start=start, regressor=regressor, workers=0, say=lambda _: None)
+        start = found[stage] = path
+    return found
+
+
+@pytest.mark.parametrize("stage", ["autoencoder", "prior", "onestep"])
+def test_a_stage_learns_and_leaves_alone_what_is_frozen(stages, guide, small_store, stage):
+    names = ["autoencoder", "prior", "onestep"]
+    earlier = stages[names[names.index(stage) - 1]] if stage != "autoencoder" else None
+    regressor = None if stage == "autoencoder" else guide
+    before, after = begin(recipe(stage), earlier, regressor), begin(recipe(stage), earlier, regressor)
+    after.refiner.load_state_dict(read_refiner(stages[stage])[0].state_dict())
+    assert read_refiner(stages[stage])[1]["steps"][stage] == 30
+    batch = Batches(small_store, recipe(stage))[0]
+    with torch.no_grad():
+        assert float(after(batch, 0)[0]) < float(before(batch, 0)[0])
+        assert all(np.isfinite(v) or "mask" in k for k, v in after.check({k: v[:1] for k, v in batch.items()}).items())
+    learned = {id(p) for p in before.learned()}
+    old, new = dict(before.named_parameters()), dict(after.named_parameters())
+    moved = {k: not torch.equal(v, new[k]) for k, v in old.items()}
+    assert not any(moved[k] for k, v in old.items() if id(v) not in learned)
+    assert sum(moved[k] for k, v in old.items() if id(v) in learned) > 0.8 * len(learned)
+
+
+@pytest.mark.parametrize("stage", ["prior", "onestep"])
+def test_stopped_and_gone_on_is_the_same_as_never_stopped(stages, guide, small_store, tmp_path, stage):
+    short = recipe(stage, steps=4, save_every=2)
+    given = {"start": stages["autoencoder" if stage == "prior" else "prior"], "regressor": guide, "workers": 0, "say": lambda _: None}
+    whole = loop.train(short, small_store, tmp_path / "whole", **given)
+    loop.train(short, small_store, tmp_path / "parts", stop_after=2, **given)
+    parts = loop.train(short, small_store, tmp_path / "parts", **given)
+    one, two = (read_refiner(p)[0].state_dict() for p in (whole, parts))
+    assert all(torch.equal(v, two[k]) for k, v in one.items())
+
+
+def test_processes_draw_what_one_would(stages, guide, small_store):
+    """The loss of a batch of two is the mean of what two processes make of it."""
+    stage = begin(recipe("prior"), stages["autoencoder"], guide)
+    with torch.no_grad():
+        whole = float(stage(Batches(small_store, recipe("prior"))[3], 3)[0])
+        parts = []
+        for rank in range(2):
+            stage.share = (rank, 2)
+            parts.append(float(stage(Batches(small_store, recipe("prior"), (rank, 2))[3], 3)[0]))
+    assert parts[0] != parts[1]
+    assert sum(parts) / 2 == pytest.approx(whole, rel=1e-5)
+
+
+def test_stages_refuse_what_they_cannot_begin_with(stages, guide, tmp_path):
+    for stage, start, regressor, said in (
+        ("prior", None, guide, "trained on an autoencoder: give"),
+        ("onestep", stages["autoencoder"], guide, "trained on a prior: give"),
+        ("onestep", stages["prior"], None, "guided by a regressor: give"),
+    ):
+        with pytest.raises(InputError, match=said):
+            begin(recipe(stage), start, regressor)
+    write_weights(Regressor(TINY), tmp_path / "unfinished.safetensors", {"steps": {"regressor": 5}})
+    with pytest.raises(InputError, match="has no trained mask"):
+        begin(recipe("prior"), stages["autoencoder"], tmp_path / "unfinished.safetensors")
+    write_weights(Regressor(), tmp_path / "other.safetensors", {})
+    with pytest.raises(InputError, match="features of"):
+        begin(recipe("prior"), stages["autoencoder"], tmp_path / "other.safetensors")
+    with pytest.raises(InputError, match="another shape"):
+        begin(recipe("prior", autoencoder=AutoencoderShape()), stages["autoencoder"], guide)
+
+
+# ---- shipping ----
+
+
+@pytest.fixture(scope="module")
+def shipped(guide, tmp_path_factory) -> Path:
+    """The card of the guide."""
+    card = tmp_path_factory.mktemp("shipped") / "small.json"
+    ship(guide, card)
+    return card
+
+
+def test_every_runtime_gives_what_torch_gives(stages, shipped, tmp_path):
+    for path in shipped.parent.iterdir():
+        shutil.copy(path, tmp_path)
+    ship_refiner(stages["onestep"], tmp_path / "small-refiner.json", Card.read(tmp_path / "small.json"), 0.4)
+    refiner, _ = read_refiner(tmp_path / "small-refiner.safetensors")
+    context = dict(zip(CONTEXT_NAMES, (torch.randn(1, 16, 96 // f, 64 // f) for f in (8, 16, 32)), strict=True))
+    given = {"gain": torch.rand(1, 3, 96, 64), "short": torch.rand(1, 3, 96, 64), "degradation": torch.rand(1, 1, 24, 16)} | context
+    with torch.no_grad():
+        wanted = refiner(given["gain"], given["short"], given["degradation"], list(context.values())).numpy()
+    assert np.ptp(wanted) > 0.1
+    for runtime in ("openvino", "onnxruntime", "torch"):
+        model = load_refiner(str(tmp_path / "small.json"), runtime=runtime, device="cpu" if runtime != "openvino" else "auto")
+        assert np.abs(model({k: v.numpy() for k, v in given.items()})["refined"] - wanted).max() < 1e-4, runtime
+    assert model.card.facts["threshold"] == 0.4
+    Refinement(model).check_fits(Card.read(tmp_path / "small.json"))
+
+
+def test_what_is_not_finished_or_not_its_own_does_not_ship(stages, shipped, tmp_path):
+    card = Card.read(shipped)
+    with pytest.raises(InputError, match="not trained for one step yet"):
+        ship_refiner(stages["prior"], tmp_path / "r.json", card, 0.5)
+    with pytest.raises(InputError, match="not trained beside"):
+        ship_refiner(stages["onestep"], tmp_path / "r.json", load_card("compact"), 0.5)
+    assert not (tmp_path / "r.json").exists()
+    with pytest.raises(InputError, match=r"model small has no refiner \(small-refiner\.json"):
+        load_refiner(str(shipped))
 
 
 @pytest.fixture(scope="module")

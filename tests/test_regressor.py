@@ -175,11 +175,13 @@ def test_the_onnx_file_agrees_with_torch_at_any_size(exported, count, height, wi
         wanted = half(**given, with_mask=True)
     session = onnxruntime.InferenceSession(exported / "w.onnx", providers=["CPUExecutionProvider"])
     flat = {k: (v[0] if k in ("linear", "stops", "coverage") else v).numpy() for k, v in given.items()}
-    change, residual, degradation = session.run(None, flat)
+    change, residual, degradation, *context = session.run(None, flat)
     assert np.abs(change - wanted.change.numpy()).max() < 1e-3
     assert np.abs(wanted.change.numpy()).max() > 0.05
     np.testing.assert_allclose(residual, wanted.residual.abs().amax(dim=1, keepdim=True), atol=1e-3)
     np.testing.assert_allclose(degradation, torch.sigmoid(wanted.degradation), atol=1e-3)
+    for found, seen in zip(context, wanted.context, strict=True):
+        np.testing.assert_allclose(found, seen, atol=2e-3 * float(seen.abs().max()))
 
 
 def test_the_onnx_file_is_stored_in_half_precision(exported, network):

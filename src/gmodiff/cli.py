@@ -176,7 +176,7 @@ def merge(
             raise InputError(f"{', '.join(idle)}: of the network, and --model is none; give --model compact, or leave this out")
     network = None if model == "none" else load_model(model, runtime=runtime, device=device, exact=exact)
     shrink = {"auto": None, "full": 1, "half": 2}[estimate_size]
-    refiner = load_refiner(model, runtime=runtime, device=device, exact=exact) if network is not None and refine > 0 else None
+    refiner = load_refiner(model, runtime=runtime, device=device) if network is not None and refine > 0 else None
     refinement = None if refiner is None else Refinement(refiner, refine)
     estimator = None if network is None else Estimator(network, None if tile is None else (tile, tile), shrink, refinement)
     with _Reporter(quiet or as_json) as report:

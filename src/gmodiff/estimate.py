@@ -127,16 +127,17 @@ class Estimator:
                     feed.fill(band, top)
                 left = _start(left_core, width, columns, card)
                 inputs = {k: np.ascontiguousarray(v[..., left : left + columns]) for k, v in band.items()}
+                given = inputs | {"stops": feed.stops}
+                inner = slice(first - top, end - top), slice(left_core - left, right_core - left)
                 try:
-                    found = self.model(inputs | {"stops": feed.stops})
+                    found = self.model(given)
+                    added = None if self.refinement is None else self.refinement(given, found, inner)[inner]
                 except MemoryError:
                     raise InputError(f"not enough memory for tiles of {columns}x{rows} pixels: give a smaller --tile") from None
-                inner = slice(first - top, end - top), slice(left_core - left, right_core - left)
                 core = slice(first, end), slice(left_core, right_core)
                 change[core] = found["change"][0].transpose(1, 2, 0)[inner]
                 residual[core] = found["residual"][0, 0][inner]
-                if self.refinement is not None:
-                    added = self.refinement(inputs | {"stops": feed.stops}, found, inner)[inner]
+                if added is not None:
                     change[core] += added[..., None]
                     residual[core] += np.abs(added)
                 mask.put(found["degradation"][0, 0], inner, core, rows)

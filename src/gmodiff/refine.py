@@ -53,18 +53,21 @@ class Refinement:
 
     def check_fits(self, card: Card) -> None:
         """Raises InputError where the refiner was trained beside another regressor than this card's."""
-        if self.model.card.facts["guide"] != card.fingerprint:
+        if self.model.card.facts["guide"] != card.facts.get("weights"):
             raise InputError(
                 f"refiner {self.model.card.name} was trained beside other weights than those of model {card.name}: "
-                "use the refiner that the card names, or --refine 0"
+                "train one for it (gmodiff train onestep), or use --refine 0"
             )
 
     def __call__(self, inputs: Mapping[str, NDArray[Any]], found: Mapping[str, F32], inner: tuple[slice, slice]) -> F32:
         """(rows, columns) what to add to the network gain of all three channels, of one of the regressor's tiles.
 
-        inputs, found: what the regressor was given and what it said (`model.export`).   inner: rows and columns of the tile that are
-        wanted; elsewhere the answer is 0.
+        inputs, found: what the regressor was given and what it said (`model.on_arrays`).   inner: rows and columns of the tile that are
+        wanted; elsewhere the answer is 0.   Raises MemoryError where memory does not suffice.
         """
+        missing = [k for k in CONTEXT if k not in found]
+        if missing:
+            raise InputError(f"model says nothing of {missing[0]}, which the refiner needs: export it again (gmodiff train export)")
         mask = found["degradation"][0, 0]
         height, width = inputs["merged"].shape[2:]
         added = np.zeros((height, width), np.float32)
@@ -76,39 +79,42 @@ class Refinement:
         wanted[inner] = share[inner]
         if not wanted.any():
             return added
-        gain, short = _given(inputs, found)
+        gain, short = _given(inputs, found, self.model.card.gain_limit)
         for core, around in _squares(wanted, self.model.card):
             raw = self.model(_cut(gain, short, found, around))["refined"]
             change = (raw[0] - gain[(0, slice(None), *around)]).mean(axis=0)
             change -= cv2.GaussianBlur(change, (0, 0), DETAIL_PX, borderType=cv2.BORDER_REFLECT)
             within = tuple(slice(c.start - a.start, c.stop - a.start) for c, a in zip(core, around, strict=True))
-            added[core] = share[core] * change[within]
+            added[core] = wanted[core] * change[within]
         if not np.isfinite(added.sum(dtype=np.float64)):
             raise InputError(f"refiner {self.model.card.name} returned values that are not finite: its weights are broken; use --refine 0")
         return added
 
 
-def _given(inputs: Mapping[str, NDArray[Any]], found: Mapping[str, F32]) -> tuple[F32, F32]:
+def _given(inputs: Mapping[str, NDArray[Any]], found: Mapping[str, F32], limit: float) -> tuple[F32, F32]:
     """(1, 3, H, W) network gain of the estimate, and square root of the shortest frame's linear light."""
     white = np.float32(2.0 ** float(inputs["stops"].min()))
     gain = mu_gain(inputs["merged"] * white, inputs["encoded"]) + found["change"]
     shortest = int(inputs["stops"].argmin())
-    return np.maximum(gain, 0).astype(np.float32), np.sqrt(inputs["linear"][shortest : shortest + 1])
+    return np.clip(gain, 0, limit).astype(np.float32), np.sqrt(inputs["linear"][shortest : shortest + 1])
 
 
 def _squares(wanted: F32, card: Card) -> list[tuple[tuple[slice, slice], tuple[slice, slice]]]:
-    """Squares in which something is wanted, and the larger ones that the refiner has to see for them; multiples of its stride."""
+    """Squares in which something is wanted, and the larger ones that the refiner has to see for them; multiples of its stride.
+
+    All of one size, so that an engine compiles once; at edges they lie farther in.
+    """
     height, width = wanted.shape
+    sides = [min(CORE_PX + 2 * card.halo_px, s) for s in (height, width)]
     found = []
     for top in range(0, height, CORE_PX):
         for left in range(0, width, CORE_PX):
             core = slice(top, min(top + CORE_PX, height)), slice(left, min(left + CORE_PX, width))
             if wanted[core].any():
-                around = tuple(
-                    slice(max(c.start - card.halo_px, 0), min(c.start + CORE_PX + card.halo_px, s))
-                    for c, s in zip(core, (height, width), strict=True)
+                rows, columns = (
+                    min(max(c.start - card.halo_px, 0), s - side) for c, s, side in zip(core, (height, width), sides, strict=True)
                 )
-                found.append((core, (around[0], around[1])))
+                found.append((core, (slice(rows, rows + sides[0]), slice(columns, columns + sides[1]))))
     return found
 
 

@@ -102,7 +102,7 @@ class Model(Protocol):
         ...
 
     def __call__(self, inputs: Arrays) -> dict[str, F32]:
-        """Arrays by name; see `model.export` for the compact model's."""
+        """Arrays by name; see `model.on_arrays` for the compact model's."""
         ...
 
 
@@ -146,15 +146,15 @@ def load_model(name: str = DEFAULT_MODEL, *, runtime: str = "auto", device: str 
     return engines[chosen](card, weights, device, exact)
 
 
-def load_refiner(name: str = DEFAULT_MODEL, *, runtime: str = "auto", device: str = "auto", exact: bool = False) -> Model:
-    """The refiner of a model: the card called NAME-refiner.json beside the model's own. Raises InputError where there is none; the rest
-    as `load_model`.
+def load_refiner(name: str = DEFAULT_MODEL, *, runtime: str = "auto", device: str = "auto") -> Model:
+    """The refiner of a model: the card called NAME-refiner.json beside the model's own; always in float32, since what is taken from it is
+    a small difference of large values. Raises InputError where there is none; the rest as `load_model`.
     """
     path = _card_path(name)
     own = path.with_name(f"{path.stem}{REFINER_SUFFIX}{CARD_SUFFIX}")
     if not own.is_file():
         raise InputError(f"model {path.stem} has no refiner ({own.name} would lie beside its card): leave --refine out, or train one")
-    return load_model(str(own), runtime=runtime, device=device, exact=exact)
+    return load_model(str(own), runtime=runtime, device=device, exact=True)
 
 
 def _card_path(name: str) -> Path:
@@ -223,6 +223,7 @@ class _OpenVINO:
             self._model = self._core.read_model(str(weights))
         except RuntimeError as error:
             raise _not_loadable(weights, "OpenVINO", error) from None
+        self._names = [output.get_any_name() for output in self._model.outputs]
         self._settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"} if exact else {}
         self._settings |= {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads()} if self._device == "CPU" else {}
         self._compiled: dict[tuple[Any, ...], Any] = {}
@@ -250,7 +251,9 @@ class _OpenVINO:
         request = self._compiled[key]
         with _memory_errors():
             request.infer(dict(inputs), share_inputs=True)
-        return {output.get_any_name(): np.array(request.get_tensor(output).data, np.float32) for output in request.model_outputs}
+        # Names of the graph as read: a compiled one may have given an output a second name.
+        outputs = zip(self._names, request.model_outputs, strict=True)
+        return {name: np.array(request.get_tensor(output).data, np.float32) for name, output in outputs}
 
 
 class _OnnxRuntime:

@@ -113,17 +113,19 @@ class Camera:
             radiance = radiance * _vignette(radiance.shape[0], radiance.shape[1], self.vignetting)[..., None]
         return blur(radiance, self.lens_px)
 
-    def expose(self, on_sensor: F32, relative_exposure: float, seed: int | Sequence[int]) -> NDArray[Any]:
+    def expose(self, on_sensor: F32, relative_exposure: float, seed: int | Sequence[int], *, noiseless: bool = False) -> NDArray[Any]:
         """(H, W, 3) radiance on the sensor to the photo, uint8 or uint16; relative_exposure 1 puts radiance 1.0 at white.
 
         Noise is Gaussian with the variance of `noise`; the Poisson shape of fewer than about ten electrons is not kept.
+        noiseless: what the mean of many such photos would tend to, noise reduction and all.
         """
         noise = self.noise
         linear = on_sensor * np.float32(relative_exposure)
         if self.saturation > 1:
             linear = _spread(linear, 1 / self.saturation)
-        sigma = np.sqrt(np.float32(noise.read**2) + np.float32(noise.shot) * linear)
-        linear += sigma * generator(seed).standard_normal(linear.shape, dtype=np.float32)
+        if not noiseless:
+            sigma = np.sqrt(np.float32(noise.read**2) + np.float32(noise.shot) * linear)
+            linear += sigma * generator(seed).standard_normal(linear.shape, dtype=np.float32)
         np.clip(linear, 0.0, min(self.white_level, 1.0), out=linear)
         if self.demosaic_px > 0:
             linear = np.stack([blur(linear[..., c], self.demosaic_px * s) for c, s in enumerate((1.0, sqrt(0.5), 1.0))], axis=-1)
@@ -169,12 +171,13 @@ def render_bracket(
     seed: int,
     reference: int | None = None,
     names: Sequence[str] | None = None,
+    noiseless: bool = False,
 ) -> Bracket:
     """Photos of a scene, shortest exposure first.
 
     radiance: frame index to (H, W, 3) float32 scene radiance, 1.0 = white of the reference frame; a sequence or a function.
     exposures: relative exposure of each frame, rising; only ratios to the reference's matter. reference: the middle frame if None.
-    The bracket carries the camera's response, and the noise model that a file of this camera would get.
+    The bracket carries the camera's response, and the noise model that a file of this camera would get. noiseless: see `Camera.expose`.
     """
     index = len(exposures) // 2 if reference is None else reference
     if not 0 <= index < len(exposures) or list(exposures) != sorted(exposures) or exposures[0] <= 0:
@@ -183,7 +186,7 @@ def render_bracket(
     frames = []
     for i, exposure in enumerate(exposures):
         scene = radiance(i) if callable(radiance) else radiance[i]
-        codes = camera.expose(camera.through_lens(scene), exposure / exposures[index], (seed, NOISE_STREAM, i))
+        codes = camera.expose(camera.through_lens(scene), exposure / exposures[index], (seed, NOISE_STREAM, i), noiseless=noiseless)
         frames.append(Frame(codes, float(exposure), names[i] if names else f"frame_{i + 1}", noise=noise))
     return Bracket(tuple(frames), index, camera.response)
 

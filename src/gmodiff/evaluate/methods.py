@@ -21,11 +21,13 @@ from gmodiff.calibrate import calibrate
 from gmodiff.datasets.published import read_float_picture
 from gmodiff.datasets.scene import Scene, fingerprint
 from gmodiff.errors import FileFormatError, InputError
+from gmodiff.estimate import Estimator
 from gmodiff.evaluate.oracle import oracle
 from gmodiff.image import Bracket
 from gmodiff.pipeline import reconstruct_radiance
 from gmodiff.radiometry import F32, srgb_decode
-from gmodiff.runtime import DEFAULT_MODEL, Model, load_card, load_model
+from gmodiff.refine import Refinement
+from gmodiff.runtime import DEFAULT_MODEL, Model, load_card, load_model, load_refiner
 
 U8 = NDArray[np.uint8]
 
@@ -51,8 +53,9 @@ class Method:
 
 
 def method(name: str) -> Method:
-    """A method by name: one of METHODS, saved:FOLDER, model:CARD or model:CARD@auto (a network by the path of its card; auto: the
-    response fitted), or SHOWN=saved:FOLDER and SHOWN=model:CARD, which tables then call SHOWN.
+    """A method by name: one of METHODS, saved:FOLDER, model:CARD, model:CARD@auto or model:CARD@refine, or SHOWN= before either.
+
+    model: a network by the path of its card; auto: the response fitted; refine: its refiner at full strength.   SHOWN: what tables call it.
 
     Raises InputError for other names, and for a folder or card that is not there.
     """
@@ -60,9 +63,11 @@ def method(name: str) -> Method:
         return METHODS[name]
     shown, found, card = name.partition("model:")
     if found and card and (not shown or _is_label(shown)):
-        path = card.removesuffix("@auto")
+        path, _, how = card.partition("@")
+        if how not in ("", "auto", "refine"):
+            raise InputError(f"method {name!r}: after @ expected auto or refine")
         load_card(path)
-        return _learned(shown.removesuffix("=") or name, path, path != card, f"the network of {path}")
+        return _learned(shown.removesuffix("=") or name, path, how, f"the network of {path}")
     shown, found, _ = name.partition("saved:")
     if found and (not shown or _is_label(shown)):
         return _saved(name)
@@ -108,16 +113,28 @@ def _model(card: str) -> Model:
     return load_model(card)
 
 
-def _learned(name: str, card: str, auto: bool, about: str) -> Method:
-    def run(scene: Scene) -> F32:
-        return reconstruct_radiance(_as_fitted(scene.bracket) if auto else scene.bracket, _model(card)).radiance
+@lru_cache(maxsize=2)
+def _refined_model(card: str) -> Estimator:
+    return Estimator(_model(card), refinement=Refinement(load_refiner(card)))
 
-    return Method(name, about, run, auto, prepare=partial(_model, card), state=lambda scene: _weights_of(card))
+
+def _learned(name: str, card: str, how: str, about: str) -> Method:
+    """how: "", "auto" or "refine", see `method`."""
+
+    def prepared() -> Model | Estimator:
+        return _refined_model(card) if how == "refine" else _model(card)
+
+    def run(scene: Scene) -> F32:
+        return reconstruct_radiance(_as_fitted(scene.bracket) if how == "auto" else scene.bracket, prepared()).radiance
+
+    return Method(name, about, run, how == "auto", prepare=prepared, state=lambda scene: _weights_of(card, how == "refine"))
 
 
 @lru_cache(maxsize=8)
-def _weights_of(card: str) -> str:
-    return load_card(card).fingerprint
+def _weights_of(card: str, refined: bool) -> str:
+    """Of the network, and of its refiner where that takes part."""
+    own = load_card(card).fingerprint
+    return f"{own}+{load_refiner(card).card.fingerprint}" if refined else own
 
 
 # ---- OpenCV ---------------------------------------------------------------------------------------------------------------
@@ -185,8 +202,8 @@ METHODS = {
         Method("mertens", "OpenCV MergeMertens, its picture decoded as sRGB (exposure fusion has no radiance)", _mertens, True),
         Method("classical", "this project without a network, told the response (or what the scene's photos all together give)", _classical),
         Method("classical-auto", "this project without a network, as used: the response fitted from the bracket", _classical_auto, True),
-        _learned("compact", DEFAULT_MODEL, False, "this project's compact network, told the response as classical is"),
-        _learned("compact-auto", DEFAULT_MODEL, True, "this project's compact network, as used: the response fitted from the bracket"),
+        _learned("compact", DEFAULT_MODEL, "", "this project's compact network, told the response as classical is"),
+        _learned("compact-auto", DEFAULT_MODEL, "auto", "this project's compact network, as used: the response fitted from the bracket"),
         Method("oracle", "the best weighted mean of motionless frames, knowing the truth: the ceiling", oracle, sees_truth=True),
     )
 }

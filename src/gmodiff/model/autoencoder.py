@@ -11,37 +11,27 @@ computed at each place, so that tiles cannot disagree.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gmodiff.model.regressor import Block, _shuffled
+from gmodiff.model.blocks import Block, Sizes, shuffled
 
 LATENT_FOLD = 8
 """Pixels of a side that become one latent."""
 
 
 @dataclass(frozen=True)
-class AutoencoderShape:
+class AutoencoderShape(Sizes):
     """Sizes. fine, coarse: channels at 1/4 and 1/8 of the side; latent: of the latent; blocks: at 1/8, of the encoder and the decoder."""
 
     fine: int = 48
     coarse: int = 128
     latent: int = 16
     blocks: tuple[int, int] = (2, 2)
-
-    def as_dict(self) -> dict[str, Any]:
-        """For a weights file's header."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-
-    @staticmethod
-    def from_dict(values: dict[str, Any]) -> AutoencoderShape:
-        """The inverse of `as_dict`."""
-        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return AutoencoderShape(**plain)
 
 
 class Skips(NamedTuple):
@@ -72,9 +62,9 @@ class Autoencoder(nn.Module):
         self.to_latent = nn.Conv2d(coarse, shape.latent, 1)
         self.from_latent = nn.Conv2d(shape.latent, coarse, 3, padding=1)
         self.decode_coarse = nn.Sequential(*(Block(coarse) for _ in range(shape.blocks[1])))
-        self.up = nn.Sequential(_shuffled(nn.Conv2d(coarse, fine * 4, 1), 4), nn.PixelShuffle(2))
+        self.up = nn.Sequential(shuffled(nn.Conv2d(coarse, fine * 4, 1), 4), nn.PixelShuffle(2))
         self.decode_fine = Block(fine)
-        self.fold_out = _shuffled(nn.Conv2d(fine, 3 * 16, 3, padding=1), 16)
+        self.fold_out = shuffled(nn.Conv2d(fine, 3 * 16, 3, padding=1), 16)
         self.skip_coarse, self.skip_fine = nn.Conv2d(coarse, coarse, 1), nn.Conv2d(fine, fine, 1)
         for skip in (self.skip_coarse, self.skip_fine):  # the decoder begins without them, as the paper's does
             nn.init.constant_(skip.weight, 0.0)

@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gmodiff.model.regressor import ChannelNorm, _gated
+from gmodiff.model.blocks import Block, Sizes
 
 
 @dataclass(frozen=True)
-class DenoiserShape:
+class DenoiserShape(Sizes):
     """Sizes. widths: channels at 1/8, 1/16 and 1/32 of the picture's side; blocks: on the way down, at the bottom, on the way up.
 
     latent: channels of a latent.   context: channels of the regressor's features at 1/8, 1/16 and 1/32.   time: of the timestep.
@@ -32,40 +31,20 @@ class DenoiserShape:
     context: tuple[int, int, int] = (64, 128, 192)
     time: int = 128
 
-    def as_dict(self) -> dict[str, Any]:
-        """For a weights file's header."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
-    @staticmethod
-    def from_dict(values: dict[str, Any]) -> DenoiserShape:
-        """The inverse of `as_dict`."""
-        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return DenoiserShape(**plain)
-
-
-class TimedBlock(nn.Module):
-    """`regressor.Block` whose first norm is scaled and shifted by the timestep (as in ADM, Dhariwal and Nichol 2021, section 3)."""
+class TimedBlock(Block):
+    """`Block` whose first norm is scaled and shifted by the timestep (as in ADM, Dhariwal and Nichol 2021, section 3)."""
 
     def __init__(self, width: int, time: int) -> None:
-        super().__init__()
-        self.norm1, self.norm2 = ChannelNorm(width), ChannelNorm(width)
+        super().__init__(width)
         self.by_time = nn.Linear(time, 2 * width)
         nn.init.zeros_(self.by_time.weight)
         nn.init.zeros_(self.by_time.bias)
-        self.spread = nn.Conv2d(width, 2 * width, 1)
-        self.around = nn.Conv2d(2 * width, 2 * width, 3, padding=1, groups=2 * width)
-        self.gather = nn.Conv2d(width, width, 1)
-        self.mix = nn.Conv2d(width, 2 * width, 1)
-        self.unmix = nn.Conv2d(width, width, 1)
-        self.scale1 = nn.Parameter(torch.full((1, width, 1, 1), 0.1))
-        self.scale2 = nn.Parameter(torch.full((1, width, 1, 1), 0.1))
 
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+    def at(self, x: Tensor, time: Tensor) -> Tensor:
         """(B, C, H, W) and (B, T) to (B, C, H, W)."""
         scale, shift = self.by_time(time)[..., None, None].chunk(2, dim=1)
-        x = x + self.scale1 * self.gather(_gated(self.norm1(x) * (1 + scale) + shift, self.spread, self.around))
-        mixed: Tensor = self.unmix(_gated(self.norm2(x), self.mix))
-        return x + self.scale2 * mixed
+        return self._from(self.norm1(x) * (1 + scale) + shift, x)
 
 
 class Denoiser(nn.Module):
@@ -111,7 +90,7 @@ class Denoiser(nn.Module):
 
 def _through(blocks: nn.Module, x: Tensor, time: Tensor) -> Tensor:
     for block in blocks:  # type: ignore[attr-defined]
-        x = block(x, time)
+        x = block.at(x, time)
     return x
 
 

@@ -20,21 +20,25 @@ FIRST_BETA, LAST_BETA = 0.00085, 0.012
 
 
 @lru_cache(maxsize=1)
-def kept() -> Tensor:
-    """(STEPS,) float32: the share abar of a latent's variance that is not noise yet (Ho et al. 2020, equation 4)."""
-    betas = torch.linspace(FIRST_BETA**0.5, LAST_BETA**0.5, STEPS, dtype=torch.float64) ** 2
-    return torch.cumprod(1 - betas, dim=0).to(torch.float32)
+def kept() -> tuple[float, ...]:
+    """STEPS values: the share abar of a latent's variance that is not noise yet (Ho et al. 2020, equation 4)."""
+    first, last = math.sqrt(FIRST_BETA), math.sqrt(LAST_BETA)
+    left, found = 1.0, []
+    for step in range(STEPS):
+        left *= 1 - (first + (last - first) * step / (STEPS - 1)) ** 2
+        found.append(left)
+    return tuple(found)
 
 
 def noised(latent: Tensor, noise: Tensor, step: Tensor) -> Tensor:
     """sqrt(abar) x0 + sqrt(1 - abar) eps (Ho et al. 2020, equation 4). latent, noise: (B, C, h, w).   step: (B,)."""
-    abar = kept().to(latent.device)[step][:, None, None, None]
+    abar = torch.tensor(kept(), device=latent.device)[step][:, None, None, None]
     return abar.sqrt() * latent + (1 - abar).sqrt() * noise
 
 
 def denoised(latent: Tensor, noise: Tensor, step: int) -> Tensor:
     """x0 = (z - sqrt(1 - abar) eps) / sqrt(abar): the one step (paper section 3.4), and part of every other."""
-    abar = float(kept()[step])
+    abar = kept()[step]
     return (latent - math.sqrt(1 - abar) * noise) / math.sqrt(abar)
 
 
@@ -52,6 +56,6 @@ def from_noise(predict: Callable[[Tensor, int], Tensor], start: Tensor, steps: i
         clean = denoised(latent, noise, here)
         if there is None:
             return clean
-        abar = float(kept()[there])
+        abar = kept()[there]
         latent = math.sqrt(abar) * clean + math.sqrt(1 - abar) * noise
     return latent

@@ -14,7 +14,7 @@ from gmodiff.model.weights import read_weights
 
 
 class OnArrays(nn.Module):
-    """A network for one picture. inputs, outputs: names in order; example: small inputs; shapes: which sizes may change."""
+    """A network for one picture. inputs, outputs: names in order."""
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
@@ -71,9 +71,11 @@ class RefinerOnArrays(OnArrays):
         super().__init__()
         self.network = network.eval()
 
-    def forward(self, gain: Tensor, short: Tensor, degradation: Tensor, *context: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        self, gain: Tensor, short: Tensor, degradation: Tensor, context_8: Tensor, context_16: Tensor, context_32: Tensor
+    ) -> tuple[Tensor, ...]:
         """See the class."""
-        return (self.network(gain, short, degradation, context),)
+        return (self.network(gain, short, degradation, (context_8, context_16, context_32)),)
 
     def example(self) -> tuple[Tensor, ...]:
         """See `OnArrays`."""

@@ -28,8 +28,9 @@ from gmodiff.model.weights import read_tensors, write_tensors
 FORMAT = "gmodiff-refiner-1"
 LATENT_SCALE = 1.0
 """What latents are multiplied by before diffusion: training holds each channel near mean 0 and deviation 1 (`losses.latent_loss`)."""
-REFINER_HALO_PX = 96
-"""How far around a pixel the refiner sees as far as it matters (tests/test_refiner.py); a multiple of the regressor's stride."""
+REFINER_HALO_PX = 128
+"""How far around a pixel the refiner sees as far as it matters (tests/test_refiner.py, on random weights of the default size; to be shown
+again on weights that ship), and the blur that tells its detail; a multiple of the regressor's stride."""
 
 
 class Refiner(nn.Module):
@@ -61,7 +62,7 @@ class Refiner(nn.Module):
         noise: Tensor | None = None,
         steps: int = 1,
     ) -> Tensor:
-        """`forward` with parts taken away, for the tables of docs/results.md.
+        """`forward` with parts taken away: what each is good for.
 
         guided: the denoiser gets the context.   skipped: the decoder gets the estimate's features.   noise: (B, latent, H / 8, W / 8) of
         unit variance to begin with instead of the estimate.   steps: from noise, 1 (at ONE_STEP_AT) or more (DDIM).

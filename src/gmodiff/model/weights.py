@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gmodiff.errors import FileFormatError, OutputError
 from gmodiff.model.regressor import Regressor, Shape
@@ -36,6 +37,15 @@ def read_weights(path: Path) -> tuple[Regressor, dict[str, Any]]:
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
         raise FileFormatError(f"{path}: not the weights of a compact regressor ({str(error).splitlines()[0]})") from None
     return network.eval(), facts
+
+
+def digest(network: nn.Module) -> str:
+    """16 hex digits of the weights as they ship, in half precision: the same whatever file or graph holds them."""
+    found = hashlib.sha256()
+    for name, values in sorted(network.state_dict().items()):
+        found.update(name.encode())
+        found.update(values.detach().cpu().to(torch.float16).contiguous().numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path, header: dict[str, str], *, half: bool) -> None:

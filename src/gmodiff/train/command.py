@@ -74,7 +74,7 @@ def _stage(stage: str, about: str, *more: Callable[..., Any]) -> Callable[..., A
                 click.option("--rate", type=click.FloatRange(min=0, max=1, min_open=True), callback=_finite, help="Largest learning rate."),
                 click.option("--save-every", type=click.IntRange(min=1), help="Steps from checkpoint to checkpoint."),
                 click.option("--check-scenes", type=click.IntRange(min=1), help="Scenes never trained on, looked at with each checkpoint."),
-                click.option("--seed", type=click.IntRange(min=0), help="Of crops and first weights, and of a regressor's scenes."),
+                click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="Of crops and first weights, and of a regressor's scenes."),
                 click.option("--bf16", is_flag=True, help="Compute in bfloat16 where that is safe."),
                 click.option(
                     "--workers", type=click.IntRange(min=0), default=1, show_default=True, help="Processes that render and cut crops."

@@ -1,7 +1,8 @@
 """The loop: plain steps of AdamW with averaged weights, a checkpoint that any kill leaves whole, a log of JSON lines.
 
-A run goes on exactly where its checkpoint was written: batches follow from their step, nothing else is random. Started by torchrun,
-the processes share every batch between them, and make the same steps as one would.
+A run goes on exactly where its checkpoint was written: batches, and what a stage draws for them, follow from their step. Started by
+torchrun, the processes share every batch between them, and make the same steps as one would (but for the autoencoder, whose latents are
+held near deviation 1 by each process among its own crops).
 """
 
 from __future__ import annotations
@@ -121,6 +122,7 @@ def _train(
     stop_after: int | None,
 ) -> Path | None:
     recipe = stage.recipe
+    stage.share = (team.rank, team.world)
     stage.to(team.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     trained = stage.learned()
     for parameter in stage.parameters():
@@ -268,6 +270,7 @@ def _save_weights(out: Path, stage: Stage, averaged: dict[str, Tensor], step: in
         "recipe": before.get("recipe", recipe.as_dict()),
         "data": before.get("data", {}) | {recipe.stage: recipe.data},
         "hardware": before.get("hardware", {}) | {recipe.stage: recipe.hardware},
+        **stage.facts(),
     }
     _with(stage, averaged).write(out / WEIGHTS, facts)
 
@@ -293,6 +296,8 @@ def _resume(
     different = [k for k in now if settings.get(k) != now[k] and k not in _MAY_DIFFER]
     if different:
         k = different[0]
+        if k not in settings:
+            raise InputError(f"{out} was begun by an older version, which had no {k}: give another --out, or --from its weights")
         raise InputError(f"{out} was begun with {k} {settings.get(k)!r}, now it is {now[k]!r}: give the same settings, or another --out")
     try:
         stage.load_state_dict(state["network"])

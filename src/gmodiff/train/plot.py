@@ -20,10 +20,12 @@ def plot_log(log: Path, to: Path) -> None:
     above.plot(*zip(*losses, strict=True), linewidth=0.8)
     above.set(ylabel="loss")
     found = sorted({k for _, c in checks for k in c})
-    decibels = [k for k in found if "psnr" in k]
-    for name in decibels or found:
-        below.plot([s for s, _ in checks], [c[name] for _, c in checks], marker=".", label=name)
-    below.set(xlabel="step", ylabel="on the scenes that steer" + (" (dB)" if decibels else ""))
+    beside = below.twinx()
+    for n, name in enumerate(found):
+        side = below if "psnr" in name else beside
+        side.plot([s for s, _ in checks], [c[name] for _, c in checks], marker=".", label=name, color=f"C{n}")
+    below.set(xlabel="step", ylabel="PSNR on the scenes that steer (dB)")
+    beside.set(ylabel="other figures")
     if found:
-        below.legend()
+        figure.legend(loc="outside lower center", ncols=3)
     figure.savefig(to, dpi=110)

@@ -48,8 +48,10 @@ class Recipe:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for a checkpoint or a card."""
-        shapes = {k: getattr(self, k).as_dict() for k in ("shape", "autoencoder", "denoiser")}
-        return asdict(self) | shapes
+        shapes = {"shape", "autoencoder", "denoiser"}
+        used = {"shape"} if self.stage in ("regressor", "mask") else {"autoencoder", "denoiser"}
+        plain = {k: v for k, v in asdict(self).items() if k not in shapes}
+        return plain | {k: getattr(self, k).as_dict() for k in sorted(used)}
 
 
 REGRESSOR = Recipe(

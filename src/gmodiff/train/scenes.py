@@ -40,7 +40,7 @@ LEAST_HDR_PX, LEAST_HDR_STOPS = 64, 1.0
 SCENE_STREAM, RENDER_STREAM, RENDERING_STREAM = 1000, 1001, 1003
 """Purposes of random streams, beside those of `simulate` and `crops`."""
 
-RENDER_VERSION = 3
+RENDER_VERSION = 4
 """Raised whenever the same draw gives other pixels, so that caches are not taken for what they no longer are."""
 VIEWS = 8
 
@@ -293,9 +293,11 @@ def _measurable(drawn: Draw, made: Simulation) -> F32:
     camera = drawn.camera
     if all(getattr(camera, k) == getattr(PLAIN, k) for k in ("saturation", "whitening", "denoising", "black", "sharpening")):
         return made.truth
-    perfect = replace(camera, full_well=1e9, read_electrons=0.0, bits=16, jpeg_quality=None)
+    perfect = replace(camera, bits=16, jpeg_quality=None)
     stops = (drawn.stops[0] - BEYOND_STOPS, *drawn.stops, drawn.stops[-1] + BEYOND_STOPS)
-    photos = render_bracket([made.scene] * len(stops), [2.0**s for s in stops], perfect, seed=drawn.seed, reference=drawn.reference + 1)
+    photos = render_bracket(
+        [made.scene] * len(stops), [2.0**s for s in stops], perfect, seed=drawn.seed, reference=drawn.reference + 1, noiseless=True
+    )
     noise = made.bracket.frames[0].noise
     truth, known = static_truth(replace(photos, frames=tuple(replace(f, noise=noise) for f in photos.frames)))
     return np.where(known[..., None], truth, made.truth)

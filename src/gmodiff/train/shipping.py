@@ -17,7 +17,7 @@ from gmodiff.model.export import export_onnx
 from gmodiff.model.on_arrays import OnArrays
 from gmodiff.model.refiner import REFINER_HALO_PX, read_refiner, write_refiner
 from gmodiff.model.regressor import GAIN_LIMIT, HALO_PX, MAX_FRAMES, STRIDE
-from gmodiff.model.weights import read_weights, write_weights
+from gmodiff.model.weights import digest, read_weights, write_weights
 from gmodiff.runtime import CARD_FORMAT, Card
 from gmodiff.writer import replacing
 
@@ -33,8 +33,9 @@ def ship(weights: Path, card: Path) -> list[Path]:
     _refuse_broken(weights, network)
     single = card.with_suffix(".safetensors")
     card.parent.mkdir(parents=True, exist_ok=True)
-    write_weights(network, single, {"name": card.stem}, half=True)
+    write_weights(network, single, facts | {"name": card.stem}, half=True)
     own = {"name": card.stem, "about": ABOUT, "max_frames": MAX_FRAMES, "stride": STRIDE, "halo_px": HALO_PX, "gain_limit": GAIN_LIMIT}
+    own["weights"] = digest(network)
     return _shipped(card, single, own, network, facts)
 
 
@@ -45,9 +46,13 @@ def ship_refiner(weights: Path, card: Path, guide: Card, threshold: float) -> li
     """
     network, facts = read_refiner(weights)
     _refuse_broken(weights, network)
+    if not facts.get("steps", {}).get("onestep"):
+        raise InputError(f"{weights} is not trained for one step yet (steps: {facts.get('steps', {})}): gmodiff train onestep does it")
+    if guide.kind != "regressor" or facts.get("guide") != guide.facts.get("weights"):
+        raise InputError(f"{weights} was not trained beside model {guide.name}: give the card of its regressor with --guide")
     single = card.with_suffix(".safetensors")
     card.parent.mkdir(parents=True, exist_ok=True)
-    write_refiner(network, single, {"name": card.stem}, half=True)
+    write_refiner(network, single, facts | {"name": card.stem}, half=True)
     own = {
         "name": card.stem,
         "about": ABOUT_REFINER,
@@ -56,7 +61,7 @@ def ship_refiner(weights: Path, card: Path, guide: Card, threshold: float) -> li
         "stride": STRIDE,
         "halo_px": REFINER_HALO_PX,
         "gain_limit": GAIN_LIMIT,
-        "guide": guide.fingerprint,
+        "guide": guide.facts["weights"],
         "threshold": threshold,
     }
     return _shipped(card, single, own, network, facts)

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from gmodiff.errors import InputError
-from gmodiff.model.autoencoder import Skips
-from gmodiff.model.diffusion import STEPS, noised
+from gmodiff.model.autoencoder import LATENT_FOLD, Skips
+from gmodiff.model.diffusion import ONE_STEP_AT, STEPS, denoised, noised
 from gmodiff.model.refiner import Refiner, read_refiner, write_refiner
 from gmodiff.model.regressor import GAIN_LIMIT, Estimate, Regressor, full_gain, mu_gain, radiance_from_mu_gain
-from gmodiff.model.weights import read_weights, write_weights
+from gmodiff.model.weights import digest, read_weights, write_weights
 from gmodiff.train.crops import Batch
 from gmodiff.train.losses import (
     average_precision,
@@ -36,11 +36,17 @@ from gmodiff.train.recipes import Recipe
 Parts = dict[str, Tensor]
 INPUTS = ("linear", "stops", "coverage", "merged", "encoded")
 UNGUIDED_SHARE = 0.1
-"""Of the prior's steps, without the regressor's context: what classifier-free guidance needs (Ho and Salimans 2022), and one ablation."""
+"""Of the prior's crops, without the regressor's context: what classifier-free guidance needs (Ho and Salimans 2022), and one ablation."""
+
+
+CHECKED_STEPS = (100, 300, ONE_STEP_AT, 700, 900)
+"""Timesteps at which a prior is judged."""
 
 
 class Stage(nn.Module):
-    """What the loop trains. before: facts of the weights it began with."""
+    """What the loop trains. before: facts of the weights it began with.   share: (rank, of how many) processes that train together."""
+
+    share: tuple[int, int] = (0, 1)
 
     def __init__(self, recipe: Recipe, before: dict[str, Any]) -> None:
         super().__init__()
@@ -62,6 +68,10 @@ class Stage(nn.Module):
         """The weights file of the run."""
         raise NotImplementedError
 
+    def facts(self) -> dict[str, Any]:
+        """What a weights file says beyond what every run says."""
+        return {}
+
     def _autocast(self, batch: Batch) -> torch.autocast:
         return torch.autocast(batch["linear"].device.type, torch.bfloat16, enabled=self.recipe.bf16)
 
@@ -71,7 +81,7 @@ def begin(recipe: Recipe, start: Path | None, regressor: Path | None = None) -> 
 
     start: weights to go on with; the mask needs a finished regressor's, the prior an autoencoder's, one step a prior's.
     regressor: weights of the frozen regressor, with its mask, that prior and one step are guided by.
-    Raises InputError where one that is needed is missing, FileFormatError for a file of another kind.
+    Raises InputError where one that is needed is missing or unfinished, FileFormatError for a file of another kind.
     """
     torch.manual_seed(recipe.seed)
     if recipe.stage in ("regressor", "mask"):
@@ -82,16 +92,21 @@ def begin(recipe: Recipe, start: Path | None, regressor: Path | None = None) -> 
             raise InputError(f"{start} holds a network of another shape ({network.shape.as_dict()}) than the recipe trains")
         return (MaskStage if recipe.stage == "mask" else EstimateStage)(recipe, before, network)
     refiner, before = (Refiner(recipe.autoencoder, recipe.denoiser), {}) if start is None else read_refiner(start)
+    shapes = (refiner.autoencoder.shape, refiner.denoiser.shape)
+    if shapes != (recipe.autoencoder, recipe.denoiser):
+        raise InputError(f"{start} holds a refiner of another shape ({shapes}) than the recipe trains")
     if recipe.stage == "autoencoder":
         return AutoencoderStage(recipe, before, refiner)
-    if start is None:
-        needed = {"prior": "an autoencoder", "onestep": "a prior"}[recipe.stage]
-        raise InputError(f"{recipe.stage} is trained on {needed}: give its run or weights with --from")
+    needed, article = {"prior": ("autoencoder", "an"), "onestep": ("prior", "a")}[recipe.stage]
+    if start is None or needed not in before.get("steps", {}):
+        raise InputError(f"{recipe.stage} is trained on {article} {needed}: give its run or weights with --from (now {start})")
     if regressor is None:
         raise InputError(f"{recipe.stage} is guided by a regressor: give its run or weights with --regressor")
     guide, facts = read_weights(regressor)
-    if not facts.get("steps", {}).get("mask", 1):
-        raise InputError(f"{regressor} has no trained mask: gmodiff train mask makes it")
+    if "steps" in facts and not facts["steps"].get("mask"):
+        raise InputError(f"--regressor {regressor} has no trained mask: gmodiff train mask makes it")
+    if guide.shape.widths[1:] != refiner.denoiser.shape.context:
+        raise InputError(f"--regressor {regressor} has features of {guide.shape.widths[1:]} channels, expected {shapes[1].context}")
     return (PriorStage if recipe.stage == "prior" else OneStepStage)(recipe, before, refiner, guide)
 
 
@@ -170,6 +185,12 @@ class _RefinerStage(Stage):
         """See `Stage`."""
         write_refiner(self.refiner, path, facts)
 
+    def _encoded(self, batch: Batch, pictures: Tensor) -> tuple[Tensor, Skips]:
+        """Latents and skips in single precision. Decoding is never done in half: a gain in bfloat16 is wrong by up to 1 % of radiance."""
+        with self._autocast(batch):
+            latent, skips = self.refiner.latent(pictures)
+        return latent.float(), Skips(skips.fine.float(), skips.coarse.float())
+
 
 def true_gain(batch: Batch) -> Tensor:
     """(B, 3, H, W) network gain of the truth."""
@@ -192,13 +213,10 @@ class AutoencoderStage(_RefinerStage):
     def forward(self, batch: Batch, step: int) -> tuple[Tensor, Parts]:
         """See `Stage`."""
         pictures = torch.cat([true_gain(batch), short_frame(batch)])
-        with self._autocast(batch):
-            latent, skips = self.refiner.latent(pictures)
-            plain = self._back(latent, None)
-            helped = self._back(latent, skips)
-        loss, psnr = picture_loss(plain, pictures)
-        with_skips, psnr_skips = picture_loss(helped, pictures)
-        spread = latent_loss(latent.float())
+        latent, skips = self._encoded(batch, pictures)
+        loss, psnr = picture_loss(self._back(latent, None), pictures)
+        with_skips, psnr_skips = picture_loss(self._back(latent, skips), pictures)
+        spread = latent_loss(latent)
         return loss + 0.3 * with_skips + spread, {"psnr": psnr, "psnr_skips": psnr_skips, "latent": spread}
 
     def check(self, batch: Batch) -> dict[str, float]:
@@ -211,7 +229,7 @@ class AutoencoderStage(_RefinerStage):
 
     def _back(self, latent: Tensor, skips: Skips | None) -> Tensor:
         decoded: Tensor = self.refiner.autoencoder.decode(latent, skips)
-        return decoded.float()
+        return decoded
 
 
 class _Guided(_RefinerStage):
@@ -235,9 +253,9 @@ class _Guided(_RefinerStage):
         gain = full_gain(found.change.float(), batch["merged"], batch["stops"], batch["encoded"])
         return gain, torch.sigmoid(found.degradation.float()), found
 
-    def _dice(self, step: int, device: torch.device) -> torch.Generator:
-        """Random numbers of a step, the same wherever a run goes on."""
-        return torch.Generator(device).manual_seed((self.recipe.seed << 32) + step)
+    def facts(self) -> dict[str, Any]:
+        """The regressor that it was trained beside."""
+        return {"guide": digest(self.guide)}
 
 
 class PriorStage(_Guided):
@@ -249,28 +267,38 @@ class PriorStage(_Guided):
 
     def forward(self, batch: Batch, step: int) -> tuple[Tensor, Parts]:
         """See `Stage`."""
-        loss = self._loss(batch, self._dice(step, batch["linear"].device))
+        # Drawn for the whole batch, on the processor: the same wherever a run goes on, and however many processes share it.
+        dice, whole = torch.Generator().manual_seed((self.recipe.seed << 32) + step), self.recipe.batch
+        at = torch.randint(0, STEPS, (whole,), generator=dice)
+        guided = torch.rand(whole, generator=dice) >= UNGUIDED_SHARE
+        latent = self.refiner.autoencoder.shape.latent, *(s // LATENT_FOLD for s in batch["encoded"].shape[-2:])
+        noise = torch.randn((whole, *latent), generator=dice)
+        rank, world = self.share
+        loss = self._loss(batch, *(values[rank::world].to(batch["linear"].device) for values in (at, noise, guided)))
         return loss, {"noise": loss}
 
     @torch.no_grad()
     def check(self, batch: Batch) -> dict[str, float]:
-        """The same loss, at timesteps and with noise that stay the same from check to check."""
-        return {"noise": float(self._loss(batch, torch.Generator(batch["linear"].device).manual_seed(0)))}
+        """The same loss with the context, over timesteps and at the one of the one step; noise is the same from check to check."""
+        device, found = batch["linear"].device, []
+        shape = 1, self.refiner.autoencoder.shape.latent, *(s // LATENT_FOLD for s in batch["encoded"].shape[-2:])
+        for step in CHECKED_STEPS:
+            noise = torch.randn(shape, generator=torch.Generator().manual_seed(step)).to(device)
+            guided = torch.ones(1, dtype=torch.bool, device=device)
+            found.append(float(self._loss(batch, torch.tensor([step], device=device), noise, guided)))
+        return {"noise": sum(found) / len(found), "noise_at_one_step": found[CHECKED_STEPS.index(ONE_STEP_AT)]}
 
-    def _loss(self, batch: Batch, dice: torch.Generator) -> Tensor:
+    def _loss(self, batch: Batch, at: Tensor, noise: Tensor, guided: Tensor) -> Tensor:
         _, mask, found = self._guidance(batch)
-        with torch.no_grad(), self._autocast(batch):
-            latent, condition = (self.refiner.latent(p)[0].float() for p in (true_gain(batch), short_frame(batch)))
-        size, device = latent.shape[0], latent.device
-        at = torch.randint(0, STEPS, (size,), generator=dice, device=device)
-        noise = torch.randn(latent.shape, generator=dice, device=device)
-        guided = (torch.rand(size, generator=dice, device=device) >= UNGUIDED_SHARE).float()[:, None, None, None]
+        with torch.no_grad():
+            latent, condition = (self._encoded(batch, p)[0] for p in (true_gain(batch), short_frame(batch)))
+        with_context = guided.float()[:, None, None, None]
         with self._autocast(batch):
             predicted = self.refiner.denoiser(
                 noised(latent, noise, at),
                 condition,
                 nn.functional.avg_pool2d(mask, 2),
-                [c * guided for c in found.context],
+                [c * with_context for c in found.context],
                 at,
             )
         return nn.functional.mse_loss(predicted.float(), noise)
@@ -304,6 +332,12 @@ class OneStepStage(_Guided):
 
     def _refined(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         gain, mask, found = self._guidance(batch)
+        latent, skips = self._encoded(batch, gain)
+        condition, _ = self._encoded(batch, short_frame(batch))
+        small = nn.functional.avg_pool2d(mask, 2)
         with self._autocast(batch):
-            refined = self.refiner(gain, short_frame(batch), mask, found.context)
-        return gain, mask, refined.float()
+            noise = self.refiner.denoiser(
+                latent, condition, small, found.context, torch.full((len(gain),), ONE_STEP_AT, device=gain.device)
+            )
+        clean = denoised(latent, noise.float(), ONE_STEP_AT)
+        return gain, mask, self.refiner.decoded(clean, skips, found.context[0].float(), small)
