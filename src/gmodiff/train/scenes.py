@@ -43,6 +43,8 @@ SCENE_STREAM, RENDER_STREAM, RENDERING_STREAM = 1000, 1001, 1003
 RENDER_VERSION = 4
 """Raised whenever the same draw gives other pixels, so that caches are not taken for what they no longer are."""
 VIEWS = 8
+PLAIN_SHARE = 0.35
+"""Of the scenes, taken with a camera that only measures (`_measurable`): raw developers and scientific cameras come near to it."""
 
 LARGEST_RADIANCE = 6e4
 """Above this, radiance does not fit a half float."""
@@ -148,14 +150,21 @@ def draw(sources: Sources, seed: int, number: int) -> Draw:
     response = sources.responses[int(rng.integers(len(sources.responses)))]
     # How the camera makes a picture of what its sensor saw. Without it a network takes what bright colours do for motion.
     rendering = generator((seed, RENDERING_STREAM, number))
+    renders = rendering.random() >= PLAIN_SHARE
+
+    def maybe(share: float, low: float, high: float) -> float | None:
+        """A value for some of the cameras that render."""
+        value, had = float(rendering.uniform(low, high)), rendering.random() < share
+        return value if renders and had else None
+
     camera = Camera(
         response,
-        saturation=float(rendering.uniform(1, 2)) if rendering.random() < 0.75 else 1.0,
-        whitening=float(rendering.uniform(0, 0.8)) if rendering.random() < 0.6 else 0.0,
-        denoising=float(rendering.uniform(0.5, 4)) if rendering.random() < 0.5 else 0.0,
-        black=float(rendering.uniform(-0.003, 0.003)) if rendering.random() < 0.4 else 0.0,
-        sharpening=float(rendering.uniform(0.1, 1.2)) if rendering.random() < 0.55 else 0.0,
-        iso=float(rng.choice((100, 100, 200, 400, 800, 1600, 3200))),
+        saturation=maybe(0.75, 1, 2) or 1.0,
+        whitening=maybe(0.6, 0, 0.8) or 0.0,
+        denoising=maybe(0.5, 0.5, 4) or 0.0,
+        black=maybe(0.4, -0.003, 0.003) or 0.0,
+        sharpening=maybe(0.55, 0.1, 1.2) or 0.0,
+        iso=float(rng.choice((100, 100, 200, 400, 800, 1600, 3200, 6400, 12800))),
         full_well=float(rng.uniform(12000, 50000)),
         read_electrons=float(rng.uniform(2, 8)),
         lens_px=float(rng.uniform(0.2, 0.7)),
