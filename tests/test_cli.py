@@ -82,8 +82,8 @@ def test_json_result(jpegs, tmp_path, capsys):
 
 def test_the_network_runs_where_it_is_asked_for(jpegs, tmp_path, capsys):
     told = {}
-    compact = ["--model", "compact"]
-    for name, options in (("with", compact), ("without", []), ("exact", [*compact, "--exact", "--tile", "512", "--estimate-size", "half"])):
+    exact = ["--exact", "--tile", "512", "--estimate-size", "half"]
+    for name, options in (("with", []), ("without", ["--model", "none"]), ("exact", ["--model", "compact", *exact])):
         code, out, err = run(["merge", *jpegs, "-o", str(tmp_path / f"{name}.exr"), "--json", *options], capsys)
         assert (code, err) == (0, "")
         told[name] = json.loads(out)["model"]
@@ -99,8 +99,12 @@ def test_the_network_runs_where_it_is_asked_for(jpegs, tmp_path, capsys):
         (["--model", "huge"], "model 'huge': expected compact"),
         (["--model", "compact", "--tile", "20"], "tile 20x20: expected"),
         (["--model", "compact", "--device", "abacus"], "abacus"),
-        (["--device", "abacus", "--tile", "512"], "--device, --tile: of the network, and --model is none; give --model compact"),
-        (["--refine", "0.5"], "--refine: of the network, and --model is none"),
+        (
+            ["--model", "none", "--device", "abacus", "--tile", "512"],
+            "--device, --tile: of the network, and --model is none: leave this out",
+        ),
+        (["--refine", "0.5"], "model compact has no refiner"),
+        (["--model", "none", "--refine", "0.5"], "--refine: of the network, and --model is none"),
         (["--model", "compact", "--refine", "1.5"], "--refine 1.5: expected 0 (nothing) to 1"),
         (["--model", "compact", "--refine", "nan"], "--refine nan: expected"),
         (["--model", "gone.json"], "model 'gone.json': expected compact, or the card (.json) of a model with its weights beside it"),

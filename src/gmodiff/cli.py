@@ -79,9 +79,9 @@ def _numbers(_: click.Context, parameter: click.Parameter, text: str | None) -> 
               help="Camera response: auto, estimate, srgb, gamma2.2, linear, or a file from --save-response.")  # fmt: skip
 @click.option("--save-response", metavar="FILE", help="Keep the response that was used, for this camera's next bracket (.json).")
 @click.option("--no-align", is_flag=True, help="The photos are registered already; leave every pixel where it is.")
-@click.option("--model", default="none", show_default=True, metavar="NAME",
-              help="Network that estimates what the reference photo did not measure: compact (still shifts colours of some skies), "
-                   "none (the classical merge), or the card (.json) of another; see gmodiff models.")  # fmt: skip
+@click.option("--model", default="compact", show_default=True, metavar="NAME",
+              help="Network that estimates what the reference photo did not measure: compact, none (the classical merge), "
+                   "or the card (.json) of another; see gmodiff models.")  # fmt: skip
 @click.option("--runtime", type=click.Choice(["auto", "openvino", "onnxruntime", "torch"]), default="auto", show_default=True,
               help="What runs the network.")  # fmt: skip
 @click.option("--device", default="auto", show_default=True, metavar="NAME", help="Where the runtime computes: cpu, cuda, GPU ...")
@@ -173,7 +173,7 @@ def merge(
                  "--estimate-size": estimate_size != "auto", "--tile": tile is not None, "--refine": refine > 0}  # fmt: skip
         idle = [option for option, set_ in given.items() if set_]
         if idle:
-            raise InputError(f"{', '.join(idle)}: of the network, and --model is none; give --model compact, or leave this out")
+            raise InputError(f"{', '.join(idle)}: of the network, and --model is none: leave this out, or leave --model out")
     network = None if model == "none" else load_model(model, runtime=runtime, device=device, exact=exact)
     shrink = {"auto": None, "full": 1, "half": 2}[estimate_size]
     refiner = load_refiner(model, runtime=runtime, device=device) if network is not None and refine > 0 else None
