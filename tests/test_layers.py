@@ -67,6 +67,15 @@ def test_folder_imports_only_what_it_may(folder):
         assert imports(f"{folder}/{path.stem}") <= FOLDERS[folder], path.name
 
 
+def test_only_the_full_size_model_knows_diffusers():
+    """And nobody peft: adapters are folded into the weights."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        words = [line.split() for line in path.read_text().splitlines()]
+        outside = {w[1].split(".")[0] for w in words if len(w) > 1 and w[0] in ("import", "from")}
+        assert not outside & {"peft", "transformers", "accelerate"}, path.name
+        assert not outside & {"diffusers", "huggingface_hub"} or path.stem.startswith("sd21"), path.name
+
+
 def test_stages_know_nothing_of_evaluation():
     for path in PACKAGE.glob("*.py"):
         if path.stem != "cli":
