@@ -100,7 +100,7 @@ def test_the_network_runs_where_it_is_asked_for(jpegs, tmp_path, capsys):
         (["--model", "compact", "--tile", "20"], "tile 20x20: expected"),
         (["--model", "compact", "--device", "abacus"], "abacus"),
         (["--device", "abacus", "--tile", "512"], "--device, --tile: of the network, and --model is none; give --model compact"),
-        (["--model", "gone.json"], "model 'gone.json': expected compact, or the card (.json) of a model with its weights beside it"),
+        (["--model", "gone.json"], "model 'gone.json': expected compact, sd21, or the card (.json) of a model with its weights beside it"),
     ],
 )
 def test_a_network_that_cannot_run_is_one_line(jpegs, tmp_path, capsys, options, expected):

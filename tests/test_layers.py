@@ -28,8 +28,11 @@ ALLOWED = {
     "calibrate": {"align", "errors", "image", "radiometry", "response", "response_choice", "ridge", "tiling"},
     "merge": {"align", "image", "provenance", "radiometry", "tiling"},
     "tonemap": {"errors", "gainmap", "image", "radiometry", "tiling", "upsampling"},
-    "runtime": {"errors", "model", "radiometry", "tiling"},  # model: inside the class that runs torch, when somebody asks for it
+    # model, full_model: inside what runs torch, when somebody asks for it
+    "runtime": {"errors", "full_model", "model", "radiometry", "tiling"},
     "estimate": {"align", "errors", "gainmap", "image", "provenance", "radiometry", "runtime", "tiling", "upsampling"},
+    "full_estimate": {"align", "errors", "estimate", "gainmap", "image", "provenance", "radiometry", "runtime", "tiling"},
+    "full_model": {"errors", "full_estimate", "model", "radiometry", "runtime"},
     "pipeline": {"align", "errors", "estimate", "image", "merge", "provenance", "radiometry", "runtime", "tonemap"},
     "moving_scene": {"errors", "radiometry", "tiling"},
     "simulate": {"errors", "image", "moving_scene", "radiometry", "tiling"},
@@ -53,9 +56,10 @@ def imports(module: str) -> set[str]:
 
 
 FOLDERS = {
-    "datasets": set(ALLOWED) - {"runtime", "estimate", "pipeline"} | {"datasets", "decode", "exposure", "floatfiles", "reader"},
+    "datasets": set(ALLOWED) - {"runtime", "estimate", "full_estimate", "full_model", "pipeline"}
+    | {"datasets", "decode", "exposure", "floatfiles", "reader"},
     "model": {"errors", "gainmap", "model"},
-    "train": set(ALLOWED) | {"datasets", "evaluate", "model", "reader", "train", "writer"},
+    "train": set(ALLOWED) - {"full_estimate", "full_model"} | {"datasets", "evaluate", "model", "reader", "train", "writer"},
     "evaluate": set(ALLOWED) | {"datasets", "evaluate", "reader", "runtime", "writer"},
 }
 """Folders of modules and what their modules may import beyond themselves: evaluation never a model or training, nothing the command."""

@@ -22,8 +22,8 @@ STRIDE = 32
 """Sides of the published regressor's input are multiples of this: the product of its strides."""
 GAMMA = 2.2
 """Camera response that the released weights assume: linear = encoded ** GAMMA."""
-STRIP_PX = 1 << 20
-"""Pixels of a strip: at 64 channels of float32, 256 MB a tensor."""
+STRIP_PX = 1 << 18
+"""Pixels of a strip: at 64 channels of float32, 64 MB a tensor."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class DaReg(nn.Module):
 
     def forward(self, short: Tensor, middle: Tensor, long: Tensor) -> Regressed:
         """Three frames (B, 6, H, W) as `network_input` makes them; H and W are multiples of STRIDE."""
-        x, reference = in_strips(self._fused, (short, middle, long), halo=4)
+        x = in_strips(self._fused, (short, middle, long), halo=4)
         seen = []
         for blocks, down in zip(self.encoders, self.downs, strict=True):
             x = blocks(x)
@@ -101,13 +101,18 @@ class DaReg(nn.Module):
         prior = x.flatten(2).transpose(1, 2)
         mask = self._mask(seen)
         for up, blocks in zip(self.ups, self.decoders, strict=True):
-            x = blocks(up(x) + seen.pop())
-        (gain,) = in_strips(lambda a, b: (torch.sigmoid(self.outconv(self.ending(a) + b)),), (x, reference), halo=2)
-        return Regressed(gain, mask, prior)
+            x = up(x)
+            x += seen.pop()
+            x = blocks(x)
+        return Regressed(in_strips(self._gain, (x, middle), halo=2), mask, prior)
 
-    def _fused(self, short: Tensor, middle: Tensor, long: Tensor) -> tuple[Tensor, Tensor]:
-        reference = self.intro_1(middle)
-        return self.fusion(self.intro_0(short), reference, self.intro_2(long)), reference
+    def _fused(self, short: Tensor, middle: Tensor, long: Tensor) -> Tensor:
+        fused: Tensor = self.fusion(self.intro_0(short), self.intro_1(middle), self.intro_2(long))
+        return fused
+
+    def _gain(self, x: Tensor, middle: Tensor) -> Tensor:
+        # The reference's first feature again: cheaper than to keep 64 channels at full size from the beginning.
+        return torch.sigmoid(self.outconv(self.ending(x) + self.intro_1(middle)))
 
     def _mask(self, seen: Sequence[Tensor]) -> Tensor:
         size = seen[0].shape[-2:]
@@ -115,8 +120,7 @@ class DaReg(nn.Module):
             functional.interpolate(conv(s), size, mode="bilinear", align_corners=False)
             for conv, s in zip(self.encoder_adapt_convs, seen, strict=True)
         ]
-        (mask,) = in_strips(lambda *p: (torch.sigmoid(self.seg_conv_layers(torch.cat(p, dim=1))),), parts, halo=2)
-        return mask
+        return in_strips(lambda *p: torch.sigmoid(self.seg_conv_layers(torch.cat(p, dim=1))), parts, halo=2)
 
 
 class NAFBlock(nn.Module):
@@ -136,15 +140,15 @@ class NAFBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Large pictures in two passes: one up to the mean of the whole, one from there."""
-        (spread,) = in_strips(lambda s: (_gated(self.conv2(self.conv1(self.norm1(s)))),), (x,), halo=1)
-        scale = self.sca(spread)
+        spread = in_strips(lambda s: _gated(self.conv2(self.conv1(self.norm1(s)))), (x,), halo=1)
+        scale: Tensor = self.sca(spread)
 
-        def rest(x: Tensor, spread: Tensor) -> tuple[Tensor]:
-            y = x + self.beta * self.conv3(spread * scale)
-            return (y + self.gamma * self.conv5(_gated(self.conv4(self.norm2(y)))),)
+        def rest(x: Tensor, spread: Tensor) -> Tensor:
+            y: Tensor = x + self.beta * self.conv3(spread * scale)
+            z: Tensor = y + self.gamma * self.conv5(_gated(self.conv4(self.norm2(y))))
+            return z
 
-        (y,) = in_strips(rest, (x, spread), halo=0)
-        return y
+        return in_strips(rest, (x, spread), halo=0)
 
 
 class _ChannelNorm(nn.Module):
@@ -187,22 +191,22 @@ def _gated(x: Tensor) -> Tensor:
     return a * b
 
 
-def in_strips(work: Callable[..., tuple[Tensor, ...]], pictures: Sequence[Tensor], *, halo: int) -> tuple[Tensor, ...]:
+def in_strips(work: Callable[..., Tensor], pictures: Sequence[Tensor], *, halo: int) -> Tensor:
     """work on pictures of one size (B, C, H, W), strip by strip of rows where they are large and nobody wants a gradient.
 
-    work: pictures to pictures of the same height, seeing no farther than `halo` rows. The result is that of the whole picture.
+    work: pictures to one of the same height and width, seeing no farther than `halo` rows. The result is that of the whole picture.
     """
     batch, _, height, width = pictures[0].shape
     rows = max(STRIP_PX // (batch * width), 16)
     if rows >= height or torch.is_grad_enabled():
         return work(*pictures)
-    results: tuple[Tensor, ...] = ()
+    result: Tensor | None = None
     for first in range(0, height, rows):
         end = min(first + rows, height)
         top, bottom = max(first - halo, 0), min(end + halo, height)
-        parts = work(*(p[:, :, top:bottom] for p in pictures))
-        if not results:
-            results = tuple(p.new_empty(p.shape[0], p.shape[1], height, p.shape[3]) for p in parts)
-        for whole, part in zip(results, parts, strict=True):
-            whole[:, :, first:end] = part[:, :, first - top : end - top]
-    return results
+        part = work(*(p[:, :, top:bottom] for p in pictures))
+        if result is None:
+            result = part.new_empty(*part.shape[:2], height, width)
+        result[:, :, first:end] = part[:, :, first - top : end - top]
+    assert result is not None
+    return result

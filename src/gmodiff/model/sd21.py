@@ -436,7 +436,9 @@ def from_folded(configs: Mapping[str, Mapping[str, Any]], weights: Weights, sour
 
 
 def ready(system: Sd21) -> Sd21:
-    """Out of training, in evaluation."""
+    """Out of training, in evaluation; weights in memory of their own, since where they lie decides how they are added up."""
+    for parameter in system.parameters():
+        parameter.data = parameter.data.clone()
     return system.requires_grad_(False).eval()
 
 
