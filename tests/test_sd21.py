@@ -383,7 +383,7 @@ def test_prefixes_and_repeats_are_harmless(copy, backbone, system):
 
 def test_a_regressor_of_another_size_is_refused(copy, backbone):
     torch.save({"state_dict": DaReg(DaRegShape(widths=(8, 8, 12, 16, 40), decoder=(1,) * 4)).state_dict()}, copy / "dareg_mask.pth")
-    with pytest.raises(FileFormatError, match=r"of another shape.*weights of another model or size"):
+    with pytest.raises(FileFormatError, match=r"dareg_mask\.pth: .*of another shape.*weights of another model or size"):
         assemble(open_backbone(str(backbone)), read_released(copy))
     torch.save({"model": {}}, copy / "dareg_mask.pth")
     with pytest.raises(FileFormatError, match="no state_dict in it, but model"):
@@ -499,6 +499,16 @@ def test_a_hub_is_asked_only_for_what_is_not_on_disk(backbone, monkeypatch):
     opened = open_backbone("owner/model")
     assert opened.name == "owner/model"
     assert {f for f, local in asked if not local} == {"vae/config.json", "vae/diffusion_pytorch_model.safetensors"}
+
+    def half_cached(name, file, local_files_only=False):
+        """Offline, with the smaller weights in the cache."""
+        plain = file.replace(".fp16", "")
+        if not local_files_only or (plain == file and file.endswith(".safetensors")) or file.endswith(".bin"):
+            raise LocalEntryNotFoundError("not in the cache")
+        return str(backbone / plain)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", half_cached)
+    assert set(open_backbone("owner/model").unet) == set(opened.unet)
 
     def offline(name, file, local_files_only=False):
         raise LocalEntryNotFoundError("not in the cache and no network")

@@ -253,7 +253,7 @@ def _loading_memory() -> Iterator[None]:
         said = str(error).lower()
         if isinstance(error, MemoryError) or any(w in said for w in ("out of memory", "can't allocate", "not enough memory")):
             raise InputError(
-                f"not enough memory to load model {FULL_MODEL}: Stable Diffusion 2.1 takes about 9 GB while it loads and half of that "
-                "afterwards; close other programs, or use --model compact"
+                f"not enough memory to load model {FULL_MODEL}: its weights take 4.2 GB in float32, and about twice that while they are "
+                "loaded; close other programs, or use --model compact"
             ) from None
         raise

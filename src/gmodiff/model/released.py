@@ -52,7 +52,7 @@ class Released:
     """What the two files hold, as stored.
 
     dareg, proj: state dicts of the regressor and of the context.   parts: "unet", "vae", "vae_c" to what is stored beside the backbone.
-    modules: name of a list to the modules it names, each once.   ranks: part to its LoRA rank.   source: the files, for messages.
+    modules: name of a list to the modules it names, each once.   ranks: part to its LoRA rank.   source, dareg_source: files, for messages.
     """
 
     dareg: Weights = field(repr=False)
@@ -61,6 +61,7 @@ class Released:
     modules: Mapping[str, tuple[str, ...]] = field(repr=False)
     ranks: Mapping[str, int]
     source: str
+    dareg_source: str
 
     def adapters(self, part: str) -> dict[str, tuple[str, ...]]:
         """Adapter of one part to the modules it is on."""
@@ -106,6 +107,7 @@ def released_from(dareg: Mapping[str, Any], stored: Mapping[str, Any], dareg_sou
         modules=modules,
         ranks=ranks,
         source=source,
+        dareg_source=dareg_source,
     )
 
 

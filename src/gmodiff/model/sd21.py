@@ -415,7 +415,7 @@ def assemble(backbone: Backbone, released: Released, shape: DaRegShape | None = 
         f"{source} (state_dict_vae_c)",
         unused=UNUSED,
     )
-    system.dareg.load_state_dict(check_whole(released.dareg, system.dareg.state_dict(), f"{source} (regressor)"), assign=True)
+    system.dareg.load_state_dict(check_whole(released.dareg, system.dareg.state_dict(), released.dareg_source), assign=True)
     system.context.load_state_dict(check_whole(released.proj, system.context.state_dict(), f"{source} (proj)"), assign=True)
     system.unet.load_state_dict(unet, assign=True)
     system.gain_encoder.load_state_dict({k: vae[k] for k in encoding}, assign=True)

@@ -141,9 +141,13 @@ class _Folder:
                 f"--backbone {path}: no such folder, and no hub id (OWNER/NAME); expected a diffusers folder with unet, vae and scheduler"
             )
 
-    def find(self, file: str) -> Path | None:
+    def here(self, file: str) -> Path | None:
         path = self._path / file
         return path if path.is_file() else None
+
+    def fetched(self, file: str) -> Path | None:
+        """Nothing is fetched for a folder."""
+        return None
 
 
 class _Hub:
@@ -153,16 +157,21 @@ class _Hub:
         self.name = name
         model_classes()  # says what to install; the hub's client comes with it
 
-    def find(self, file: str) -> Path | None:
+    def here(self, file: str) -> Path | None:
         from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+        from huggingface_hub.errors import LocalEntryNotFoundError
 
         try:
             return Path(hf_hub_download(self.name, file, local_files_only=True))
         except LocalEntryNotFoundError:
-            pass
+            return None
         except Exception as error:
             raise self._refused(error) from None
+
+    def fetched(self, file: str) -> Path | None:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
         try:
             return Path(hf_hub_download(self.name, file))
         except LocalEntryNotFoundError:  # not in the cache, and no network: before its parent class, which means "no such file"
@@ -181,7 +190,7 @@ class _Hub:
 
 
 def _config(source: _Folder | _Hub, part: str, file: str) -> dict[str, Any]:
-    path = source.find(f"{part}/{file}")
+    path = source.here(f"{part}/{file}") or source.fetched(f"{part}/{file}")
     if path is None:
         raise InputError(f"--backbone {source.name}: no {part}/{file} in it; expected a diffusers folder of Stable Diffusion 2.1 base")
     try:
@@ -194,11 +203,19 @@ def _config(source: _Folder | _Hub, part: str, file: str) -> dict[str, Any]:
 
 
 def _weights(source: _Folder | _Hub, part: str) -> dict[str, Tensor]:
-    for name in _WEIGHTS:
-        path = source.find(f"{part}/{name}")
-        if path is not None:
-            return read_safetensors(path) if path.suffix == ".safetensors" else load_tensors(path)
+    for look in (source.here, source.fetched):  # whatever is on this disk, before anything is fetched
+        for name in _WEIGHTS:
+            path = look(f"{part}/{name}")
+            if path is not None:
+                return read_safetensors(path) if path.suffix == ".safetensors" else _bin(path)
     raise InputError(f"--backbone {source.name}: no weights in {part}; expected {part}/{_WEIGHTS[0]}, perhaps the download is not complete")
+
+
+def _bin(path: Path) -> dict[str, Tensor]:
+    content = load_tensors(path)
+    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
+        raise FileFormatError(f"{path}: no weights by name in it; copy or download it again")
+    return content
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -70,7 +70,7 @@ def _released(weights: Weights, facts: Mapping[str, Any], source: str) -> Releas
             raise FileFormatError(f"{source}: unexpected {key}; convert it again")
         parts[part][name] = value
     dareg, proj = parts.pop("dareg"), parts.pop("proj")
-    return Released(dareg, proj, parts, {k: tuple(v) for k, v in facts["modules"].items()}, facts["ranks"], source)
+    return Released(dareg, proj, parts, {k: tuple(v) for k, v in facts["modules"].items()}, facts["ranks"], source, source)
 
 
 def _save(weights: dict[str, Tensor], path: Path, facts: dict[str, str]) -> None:
