@@ -239,3 +239,10 @@ def lora(module: nn.Module, x: Tensor, down: Tensor, up: Tensor) -> Tensor:
     if down.ndim == 2:
         return functional.linear(functional.linear(x, down), up)
     return functional.conv2d(functional.conv2d(x, down, stride=module.stride, padding=module.padding), up)
+
+
+def assert_same(one: nn.Module, other: nn.Module) -> None:
+    """Every weight, to the bit."""
+    found = other.state_dict()
+    for key, value in one.state_dict().items():
+        assert torch.equal(value, found[key]), key

@@ -25,7 +25,7 @@ from gmodiff.merge import merge
 from gmodiff.pipeline import reconstruct_radiance
 from gmodiff.radiometry import CameraResponse
 from gmodiff.runtime import Card, load_model
-from sd21_standin import SHAPE, WIDTH, Reference, write_backbone, write_released
+from sd21_standin import SHAPE, WIDTH, Reference, assert_same, write_backbone, write_released
 from synthetic import photos, scene
 
 CARD = Card("fake", "", {}, 3, 32, 32, 1.0)
@@ -155,6 +155,9 @@ def test_more_light_than_the_network_can_say_is_the_merges():
     assert found.radiance[20:, :, 1:].max() < 4.1
     assert not found.invented[:20].any()
     assert found.invented[30:].any()
+    merged[...] = radiance_from_mu_gain(np.full_like(merged, 1.0), bracket.frames[1].encoded / np.float32(255)) * 4
+    merged[..., 0] *= 2  # one channel beyond, and the others as the network has them: nothing is made up
+    assert not FullEstimator(Fake(0.999))(bracket, STILL, merged).invented.any()
 
 
 def test_invented_is_what_departs_from_the_merge():
@@ -260,7 +263,8 @@ def test_other_errors_stay_what_they_are(model, monkeypatch):
         ("sd21", {"backbone": "x", "weights": "y", "precision": "int8"}, "precision 'int8': expected auto"),
         ("sd21", {"backbone": "x", "weights": "y", "precision": "float16", "exact": True}, "exact is float32"),
         ("sd21", {"backbone": "x", "weights": "y", "device": "abacus"}, "device 'abacus': torch cannot use it"),
-        ("sd21", {"backbone": "x", "weights": "y"}, "--weights y: not a folder"),
+        ("sd21", {"backbone": "x", "weights": "y", "device": "meta"}, "device 'meta': torch cannot use it"),
+        ("sd21", {"backbone": "x", "weights": "y", "device": "cpu"}, "--weights y: not a folder"),
         ("compact", {"backbone": "x", "weights": "y"}, "--backbone, --weights: of the full-size model"),
         ("compact", {"precision": "float16"}, "--precision: of the full-size model"),
     ],
@@ -300,8 +304,7 @@ def test_a_converted_file_gives_the_same_numbers(model, backbone, weights, tmp_p
     assert set(card["made_from"]) == {"dareg_mask.pth", "gmodiff.pkl"}
     assert str(backbone.parent) not in json.dumps(card)  # paths of this machine are nobody's business
     again = load_model(str(tmp_path / "mine.json"), backbone=None if fold else str(backbone), device="cpu")
-    for key, value in model.system.state_dict().items():
-        assert torch.equal(value, again.system.state_dict()[key]), key
+    assert_same(model.system, again.system)
     given = {"encoded": np.random.default_rng(0).random((3, 3, 40, 50), np.float32), "stops": np.array([0, 2, 4], np.float32)}
     assert np.array_equal(model(given)["gain"], again(given)["gain"])
     assert again.card.fingerprint != model.card.fingerprint

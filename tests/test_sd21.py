@@ -22,7 +22,7 @@ from gmodiff.model.dareg import DaReg, DaRegShape, network_input
 from gmodiff.model.released import LORA_ALPHA, low_rank, read_released, released_from
 from gmodiff.model.sd21 import OneStep, Sd21, assemble, skip_widths, starts
 from gmodiff.model.sd21_backbone import open_backbone
-from sd21_standin import SCHEDULER, SHAPE, SKIPS, UNET, VAE, WIDTH, Reference, write_backbone, write_released
+from sd21_standin import SCHEDULER, SHAPE, SKIPS, UNET, VAE, WIDTH, Reference, assert_same, write_backbone, write_released
 
 COMPAT = Path(__file__).parents[2] / "shared" / "compat"
 EXPOSURES = torch.tensor([1.0, 4.0, 16.0])
@@ -377,8 +377,7 @@ def test_prefixes_and_repeats_are_harmless(copy, backbone, system):
 
     change(copy, edit)
     again = assemble(open_backbone(str(backbone)), read_released(copy))
-    for key, value in system.state_dict().items():
-        assert torch.equal(value, again.state_dict()[key]), key
+    assert_same(system, again)
 
 
 def test_a_regressor_of_another_size_is_refused(copy, backbone):
@@ -476,8 +475,7 @@ def test_old_names_of_attention_and_other_files_are_read(backbone, weights, tmp_
     path.unlink()
     torch.save(kept, path.with_suffix(".bin"))
     again = assemble(open_backbone(str(folder)), read_released(weights))
-    for key, value in system.state_dict().items():
-        assert torch.equal(value, again.state_dict()[key]), key
+    assert_same(system, again)
 
 
 def test_a_hub_is_asked_only_for_what_is_not_on_disk(backbone, monkeypatch):

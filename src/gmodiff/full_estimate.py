@@ -116,7 +116,8 @@ class FullEstimator:
             said = gain[:, rows].transpose(1, 2, 0)
             beyond = light > reference + np.float32(OFFSET)  # more than the network can say
             radiance[rows] = np.where(beyond, light, radiance_from_mu_gain(said, reference)) / white
-            invented[rows] = (np.abs(said - mu_gain(light, reference)).max(axis=2) > INVENTED_GAIN) & ~beyond.all(axis=2)
+            departs = np.where(beyond, 0, np.abs(said - mu_gain(light, reference)))
+            invented[rows] = departs.max(axis=2) > INVENTED_GAIN
 
         for_each_strip(strip, height)
         return Estimate(radiance, np.rint(mask * np.float32(255)).astype(np.uint8), invented)

@@ -232,6 +232,8 @@ def _device(name: str) -> torch.device:
     gpu = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(gpu if name == "auto" else name.lower())
+        if device.type not in ("cpu", "cuda", "mps"):
+            raise RuntimeError("not tried")
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = (str(error).splitlines() or ["it is not there"])[0]

@@ -196,7 +196,9 @@ def load_tensors(path: Path) -> Any:
                 f"{path}: refused, it holds more than weights, and reading that would run code; download it again from its authors"
             ) from None
         raise FileFormatError(f"{path}: no torch file, or cut short ({first[:120]}); download it again") from None
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, IndexError, AttributeError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # bytes that are no pickle can end in any error there is
         reason = (getattr(error, "strerror", None) or str(error) or "it is empty").splitlines()[0][:120]
         raise FileFormatError(f"{path}: cannot be read as a torch file, perhaps half downloaded ({reason}); download it again") from None
 
