@@ -222,8 +222,11 @@ def test_too_little_memory_says_what_would_fit(model, monkeypatch):
         model._check_memory(1500, 1300, None)
     model._check_memory(1500, 1300, 768)
     monkeypatch.setattr(full_model, "free_bytes", lambda device: 5e9)
-    with pytest.raises(InputError, match=r"photos of up to about 2\.\d megapixels fit with --tile 512"):
+    with pytest.raises(InputError, match=r"photos of up to about 3\.9 megapixels fit with --tile 512"):
         model._check_memory(4000, 3000, None)
+    model._check_memory(1950, 2000, 512)
+    with pytest.raises(InputError, match="not enough memory"):
+        model._check_memory(2200, 2000, 512)
     monkeypatch.setattr(full_model, "free_bytes", lambda device: 1e8)
     with pytest.raises(InputError, match="close other programs, or use --model compact"):
         model._check_memory(400, 300, None)

@@ -260,18 +260,30 @@ def test_large_pictures_are_tiled_by_themselves(system, monkeypatch):
     assert torch.equal(system.refine(given, EXPOSURES).gain, by_hand)
 
 
-def test_parts_come_and_go(system):
+def test_parts_come_and_go_in_turn(system, monkeypatch):
+    """With offload, each part is brought when it is needed and sent back before the next; the numbers stay."""
     given = frames(64, 64)
     wanted = system.refine(given, EXPOSURES).gain
-    moved = []
+    there, turns = set(), []
+    for name, part in system.named_children():
+
+        def to(where, name=name):
+            (there.discard if where == "cpu" else there.add)(name)
+            turns.append(set(there))
+
+        monkeypatch.setattr(part, "to", to)
+        part.register_forward_pre_hook(lambda module, inputs, name=name: used.append((name, name in there)))
+    used = []
+    monkeypatch.setattr(system, "offload", True)
     try:
-        system.place(torch.device("cpu"), torch.float32, offload=True)
-        system.unet.register_forward_pre_hook(lambda m, a: moved.append(1))
         assert torch.equal(system.refine(given, EXPOSURES).gain, wanted)
     finally:
-        system.unet._forward_pre_hooks.clear()
-        system.place(torch.device("cpu"), torch.float32)
-    assert moved
+        for part in system.children():
+            part._forward_pre_hooks.clear()
+    assert [name for name, _ in used] == ["dareg", "context", "frame_encoder", "gain_encoder", "unet", "gain_decoder"]
+    assert all(was_there for _, was_there in used)
+    assert max(len(t) for t in turns) == 1
+    assert turns[-1] == set()
 
 
 def test_half_precision_is_near(system):

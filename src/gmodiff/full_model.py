@@ -29,7 +29,7 @@ UNET_BATCH = 4
 ROOM_BYTES = 4e9
 """What a GPU should have free beside the weights; with less, parts wait in main memory until it is their turn."""
 
-REGRESSOR_BYTES, KEPT_BYTES, VAE_BYTES, FIXED_BYTES = 1000.0, 80.0, 6300.0, 0.9e9
+REGRESSOR_BYTES, KEPT_BYTES, VAE_BYTES, FIXED_BYTES = 1100.0, 80.0, 6300.0, 0.5e9
 """Working memory in float32: of the regressor and of what is kept beside the VAE, a pixel of the picture; of the VAE, a pixel of what it
 sees at once; of strips and libraries. Measured (docs/full-model.md)."""
 
@@ -123,8 +123,9 @@ class FullModel:
         fits = next((t for t in tiles if self.working_bytes(height, width, t) <= 0.95 * free), None)
         if fits is not None:
             return f"{line}; --tile {fits} fits"
-        fixed = self.working_bytes(0, 0, MIN_TILE_PX)
-        pixels = 0.95 * (free - fixed) / max((self.working_bytes(1000, 1000, MIN_TILE_PX) - fixed) / 1e6, 1.0)
+        room = 0.95 * free - self.working_bytes(0, 0, MIN_TILE_PX)
+        size = next(self.system.parameters()).element_size() / 4
+        pixels = min(room / size / REGRESSOR_BYTES, (room / size - VAE_BYTES * MIN_TILE_PX**2) / KEPT_BYTES)
         if pixels > 1e5:
             return f"{line}; photos of up to about {pixels / 1e6:.1f} megapixels fit with --tile {MIN_TILE_PX}, or use --model compact"
         return f"{line}; close other programs, or use --model compact"

@@ -224,7 +224,8 @@ class Sd21(nn.Module):
         with self._there(self.unet):
             eps = self._noise(torch.cat([z, z_c], dim=1), context, unet_batch, advance.between(_ENCODED, _DENOISED))
         x0 = self.step.x0(z, eps)
-        with self._there(self.gain_decoder, self.gain_encoder):
+        decoding = (self.gain_decoder,) if features is not None else (self.gain_decoder, self.gain_encoder)
+        with self._there(*decoding):
             refined = self._decoded(x0, gain, features, context, tile, advance.between(_DENOISED, 1.0))
         advance.to(1.0)
         refined = refined.clamp(-1, 1) / 2 + 0.5
