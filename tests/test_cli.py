@@ -107,7 +107,7 @@ def test_the_network_runs_where_it_is_asked_for(jpegs, tmp_path, capsys):
         (["--model", "none", "--refine", "0.5"], "--refine: of the network, and --model is none"),
         (["--model", "compact", "--refine", "1.5"], "--refine 1.5: expected 0 (nothing) to 1"),
         (["--model", "compact", "--refine", "nan"], "--refine nan: expected"),
-        (["--model", "gone.json"], "model 'gone.json': expected compact, or the card (.json) of a model with its weights beside it"),
+        (["--model", "gone.json"], "model 'gone.json': expected compact, sd21, or the card (.json) of a model with its weights beside it"),
     ],
 )
 def test_a_network_that_cannot_run_is_one_line(jpegs, tmp_path, capsys, options, expected):

@@ -28,9 +28,12 @@ ALLOWED = {
     "calibrate": {"align", "errors", "image", "radiometry", "response", "response_choice", "ridge", "tiling"},
     "merge": {"align", "image", "provenance", "radiometry", "tiling"},
     "tonemap": {"errors", "gainmap", "image", "radiometry", "tiling", "upsampling"},
-    "runtime": {"errors", "model", "radiometry", "tiling"},  # model: inside the class that runs torch, when somebody asks for it
+    # model, full_model: inside what runs torch, when somebody asks for it
+    "runtime": {"errors", "full_model", "model", "radiometry", "tiling"},
     "refine": {"errors", "gainmap", "radiometry", "runtime", "upsampling"},
     "estimate": {"align", "errors", "gainmap", "image", "provenance", "radiometry", "refine", "runtime", "tiling", "upsampling"},
+    "full_estimate": {"align", "errors", "estimate", "gainmap", "image", "provenance", "radiometry", "runtime", "tiling"},
+    "full_model": {"errors", "full_estimate", "model", "radiometry", "runtime"},
     "pipeline": {"align", "errors", "estimate", "image", "merge", "provenance", "radiometry", "runtime", "tonemap"},
     "moving_scene": {"errors", "radiometry", "tiling"},
     "simulate": {"errors", "image", "moving_scene", "radiometry", "tiling"},
@@ -54,9 +57,10 @@ def imports(module: str) -> set[str]:
 
 
 FOLDERS = {
-    "datasets": set(ALLOWED) - {"runtime", "estimate", "pipeline"} | {"datasets", "decode", "exposure", "floatfiles", "reader"},
+    "datasets": set(ALLOWED) - {"runtime", "estimate", "full_estimate", "full_model", "pipeline"}
+    | {"datasets", "decode", "exposure", "floatfiles", "reader"},
     "model": {"errors", "gainmap", "model"},
-    "train": set(ALLOWED) | {"datasets", "evaluate", "model", "reader", "train", "writer"},
+    "train": set(ALLOWED) - {"full_estimate", "full_model"} | {"datasets", "evaluate", "model", "reader", "train", "writer"},
     "evaluate": set(ALLOWED) | {"datasets", "evaluate", "reader", "runtime", "writer"},
 }
 """Folders of modules and what their modules may import beyond themselves: evaluation never a model or training, nothing the command."""
@@ -66,6 +70,15 @@ FOLDERS = {
 def test_folder_imports_only_what_it_may(folder):
     for path in sorted((PACKAGE / folder).glob("*.py")):
         assert imports(f"{folder}/{path.stem}") <= FOLDERS[folder], path.name
+
+
+def test_only_the_full_size_model_knows_diffusers():
+    """And nobody peft: adapters are folded into the weights."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        words = [line.split() for line in path.read_text().splitlines()]
+        outside = {w[1].split(".")[0] for w in words if len(w) > 1 and w[0] in ("import", "from")}
+        assert not outside & {"peft", "transformers", "accelerate"}, path.name
+        assert not outside & {"diffusers", "huggingface_hub"} or path.stem.startswith("sd21"), path.name
 
 
 def test_stages_know_nothing_of_evaluation():

@@ -81,14 +81,19 @@ def _numbers(_: click.Context, parameter: click.Parameter, text: str | None) -> 
 @click.option("--no-align", is_flag=True, help="The photos are registered already; leave every pixel where it is.")
 @click.option("--model", default="compact", show_default=True, metavar="NAME",
               help="Network that estimates what the reference photo did not measure: compact, none (the classical merge), "
-                   "or the card (.json) of another; see gmodiff models.")  # fmt: skip
+                   "sd21 (the paper's full size; bring its weights), or the card (.json) of another; see gmodiff models.")  # fmt: skip
+@click.option("--backbone", metavar="PATH|HUB_ID", help="Of sd21: Stable Diffusion 2.1 base, a diffusers folder or a hub's OWNER/NAME.")
+@click.option("--weights", metavar="FOLDER", help="Of sd21: where dareg_mask.pth and gmodiff.pkl are.")
+@click.option("--precision", type=click.Choice(["auto", "float32", "float16", "bfloat16"]), default="auto", show_default=True,
+              help="Of sd21; auto: float32 on the processor, float16 on a GPU.")  # fmt: skip
 @click.option("--runtime", type=click.Choice(["auto", "openvino", "onnxruntime", "torch"]), default="auto", show_default=True,
               help="What runs the network.")  # fmt: skip
 @click.option("--device", default="auto", show_default=True, metavar="NAME", help="Where the runtime computes: cpu, cuda, GPU ...")
 @click.option("--exact", is_flag=True, help="Run the network in float32; slower, and the same to 0.05 dB.")
 @click.option("--estimate-size", type=click.Choice(["auto", "full", "half"]), default="auto", show_default=True,
               help="How large the network sees the picture; auto: about 3 megapixels, or full size if that is less.")  # fmt: skip
-@click.option("--tile", type=click.IntRange(min=1), metavar="PX", help="Side of the network's tiles, 384 or more: less memory.")
+@click.option("--tile", type=click.IntRange(min=1), metavar="PX",
+              help="Side of the network's tiles, 384 or more (sd21: 512): less memory.")  # fmt: skip
 @click.option("--refine", type=float, default=0.0, show_default=True, metavar="0..1",
               help="How much of the refiner's detail goes in where the network doubts its estimate; for models that have one.")  # fmt: skip
 @click.option("--look", type=click.Choice(["camera", "linear"]), default="camera", show_default=True,
@@ -116,6 +121,9 @@ def merge(
     save_response: str | None,
     no_align: bool,
     model: str,
+    backbone: str | None,
+    weights: str | None,
+    precision: str,
     runtime: str,
     device: str,
     exact: bool,
@@ -170,15 +178,26 @@ def merge(
 
     if model == "none":
         given = {"--runtime": runtime != "auto", "--device": device != "auto", "--exact": exact,
-                 "--estimate-size": estimate_size != "auto", "--tile": tile is not None, "--refine": refine > 0}  # fmt: skip
+                 "--estimate-size": estimate_size != "auto", "--tile": tile is not None, "--refine": refine > 0,
+                 "--backbone": backbone is not None, "--weights": weights is not None, "--precision": precision != "auto"}  # fmt: skip
         idle = [option for option, set_ in given.items() if set_]
         if idle:
             raise InputError(f"{', '.join(idle)}: of the network, and --model is none: leave this out, or leave --model out")
-    network = None if model == "none" else load_model(model, runtime=runtime, device=device, exact=exact)
+    network = None
+    if model != "none":
+        network = load_model(model, runtime=runtime, device=device, exact=exact, backbone=backbone, weights=weights, precision=precision)
+    own = getattr(network, "estimator", None)
+    if own is not None and estimate_size == "half":
+        raise InputError(f"--estimate-size {estimate_size}: model {model} sees every pixel; merge smaller copies, or leave this out")
+    if own is not None and refine > 0:
+        raise InputError(f"--refine {refine:g}: model {model} refines everything by itself; leave this out")
     shrink = {"auto": None, "full": 1, "half": 2}[estimate_size]
-    refiner = load_refiner(model, runtime=runtime, device=device) if network is not None and refine > 0 else None
-    refinement = None if refiner is None else Refinement(refiner, refine)
-    estimator = None if network is None else Estimator(network, None if tile is None else (tile, tile), shrink, refinement)
+    if own is not None:
+        estimator = own(tile)
+    else:
+        refiner = load_refiner(model, runtime=runtime, device=device) if network is not None and refine > 0 else None
+        refinement = None if refiner is None else Refinement(refiner, refine)
+        estimator = None if network is None else Estimator(network, None if tile is None else (tile, tile), shrink, refinement)
     with _Reporter(quiet or as_json) as report:
         bracket = read_bracket(
             photos,
@@ -306,6 +325,32 @@ command.add_command(report)
 command.add_command(train)
 
 
+@command.command("convert", short_help="Turn the full-size model's released files into one file.")
+@click.option("--weights", required=True, metavar="FOLDER", help="Where dareg_mask.pth and gmodiff.pkl are.")
+@click.option(
+    "--backbone", required=True, metavar="PATH|HUB_ID", help="Stable Diffusion 2.1 base: a diffusers folder, or a hub's OWNER/NAME."
+)
+@click.option("-o", "--output", required=True, metavar="FILE", help="What to write: NAME.safetensors, and beside it its card, NAME.json.")
+@click.option("--fold-lora", is_flag=True, help="Put the backbone in too, the adapters added to it: large, and needs nothing else.")
+@click.option("--force", is_flag=True, help="Overwrite existing files.")
+def convert_files(weights: str, backbone: str, output: str, fold_lora: bool, force: bool) -> None:
+    """Check the released files against their backbone, key by key, and write them as one safetensors file with a card.
+
+    \b
+      gmodiff convert --backbone sd21-base/ --weights released/ -o sd21.safetensors
+      gmodiff merge *.jpg --model sd21.json --backbone sd21-base/
+    """
+    from gmodiff.convert import convert
+
+    card = convert(weights, output, backbone=backbone, fold=fold_lora, force=force)
+    ((file, digest),) = card["sha256"].items()
+    target = Path(output).with_name(file)
+    holds = "with their backbone" if fold_lora else "without their backbone"
+    click.echo(
+        f"{target}: {card['parameters'] / 1e6:.1f} million parameters, {holds}, {target.stat().st_size / 1e6:.0f} MB, sha256 {digest}"
+    )
+
+
 @command.command(short_help="Say which networks are here, and what made them.")
 @click.option("--json", "as_json", is_flag=True, help="Print the cards as JSON.")
 def models(as_json: bool) -> None:
@@ -327,6 +372,7 @@ def models(as_json: bool) -> None:
             click.echo(f"  {name}: " + ", ".join(f"{k} {v:g}" for k, v in scores.items()))
         for file, digest in card.sha256.items():
             click.echo(f"  {file} sha256 {digest}")
+    click.echo("sd21: the paper's full-size system, on Stable Diffusion 2.1; its weights are not in this package: see docs/full-model.md")
 
 
 @command.command(short_help="Print the shell's completion script.")

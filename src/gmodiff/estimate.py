@@ -74,6 +74,9 @@ class Estimates(Protocol):
 
 def estimator(model: Model | Estimates) -> Estimates:
     """What `reconstruct` is given: a model from `load_model`, or anything that estimates by itself."""
+    own = getattr(model, "estimator", None)  # the full-size model is fed in another way
+    if own is not None:
+        return own()  # type: ignore[no-any-return]
     return Estimator(model) if isinstance(getattr(model, "card", None), Card) else model  # type: ignore[arg-type, return-value]
 
 

@@ -25,10 +25,12 @@ from gmodiff.tiling import threads
 
 RUNTIMES = ("auto", "openvino", "onnxruntime", "torch")
 DEFAULT_MODEL = "compact"
+FULL_MODEL = "sd21"
+"""Name of the full-size model, and what the cards of files converted from it say they are."""
+KINDS = ("regressor", "refiner", FULL_MODEL)
 CARD_SUFFIX = ".json"
 CARD_FORMAT = "gmodiff-card-1"
 WEIGHTS_FOLDER = "weights"
-KINDS = ("regressor", "refiner")
 REFINER_SUFFIX = "-refiner"
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -40,7 +42,7 @@ class Card:
 
     name, about: for people.   sha256: file name to the hash of its content.   max_frames: most frames of a bracket that it takes.
     stride: sides of its input are multiples of it.   halo_px: how far around a pixel it has to see.
-    kind: "regressor", or "refiner", which works beside one.
+    kind: "regressor"; "refiner", which works beside one; or FULL_MODEL, which does both.
     facts: everything else the file says: data, licences, hours, hardware, scores, recipe.
     """
 
@@ -122,28 +124,52 @@ def load_card(name: str) -> Card:
     return Card.read(_card_path(name))
 
 
-def load_model(name: str = DEFAULT_MODEL, *, runtime: str = "auto", device: str = "auto", exact: bool = False) -> Model:
+def load_model(
+    name: str = DEFAULT_MODEL,
+    *,
+    runtime: str = "auto",
+    device: str = "auto",
+    exact: bool = False,
+    backbone: str | None = None,
+    weights: str | None = None,
+    precision: str = "auto",
+) -> Model:
     """A model by name, or by the path of its card (.json) with the weights beside it.
 
     runtime: one of RUNTIMES; auto takes OpenVINO, else ONNX Runtime, else torch, whichever is installed.   device: "auto" or what the
     runtime calls one ("cpu", "cuda", "GPU").   exact: float32 throughout; otherwise OpenVINO computes convolutions in bfloat16 where the
-    processor can. Raises InputError for an unknown name or runtime, FileFormatError where weights are not those of the card,
+    processor can.   backbone, weights, precision: of the full-size model alone, "sd21", see `full_model.load_full_model`.
+    Raises InputError for an unknown name or runtime, FileFormatError where weights are not those of the card,
     MissingDependencyError where the runtime is not installed.
     """
     if runtime not in RUNTIMES:
         raise InputError(f"runtime {runtime!r}: expected {', '.join(RUNTIMES)}")
-    path = _card_path(name)
-    card = Card.read(path)
+    path = None if name == FULL_MODEL else _card_path(name)
+    card = None if path is None else Card.read(path)
+    if card is None or card.kind == FULL_MODEL:
+        if runtime not in ("auto", "torch"):
+            raise InputError(f"runtime {runtime!r}: model {name} runs on torch alone; leave --runtime out")
+        if exact and precision not in ("auto", "float32"):
+            raise InputError(f"precision {precision!r} and exact: exact is float32; give one of them")
+        from gmodiff.full_model import load_full_model
+
+        precision = "float32" if exact else precision
+        return load_full_model(path, backbone=backbone, weights=weights, device=device, precision=precision)
+    assert path is not None
+    given = {"--backbone": backbone is not None, "--weights": weights is not None, "--precision": precision != "auto"}
+    if any(given.values()):
+        options = ", ".join(option for option, is_given in given.items() if is_given)
+        raise InputError(f"{options}: of the full-size model; give --model {FULL_MODEL}, or leave this out")
     chosen = _installed_runtime() if runtime == "auto" else runtime
     suffix = ".safetensors" if chosen == "torch" else ".onnx"
-    weights = path.with_suffix(suffix)
-    _check_weights(weights, card)
+    stored = path.with_suffix(suffix)
+    check_weights(stored, card)
     engines: dict[str, Callable[[Card, Path, str, bool], Model]] = {
         "openvino": _OpenVINO,
         "onnxruntime": _OnnxRuntime,
         "torch": _Torch,
     }
-    return engines[chosen](card, weights, device, exact)
+    return engines[chosen](card, stored, device, exact)
 
 
 def load_refiner(name: str = DEFAULT_MODEL, *, runtime: str = "auto", device: str = "auto") -> Model:
@@ -166,14 +192,15 @@ def _card_path(name: str) -> Path:
     if path.suffix == CARD_SUFFIX and path.is_file():
         return path
     known = ", ".join(shipped_models()) or "none in this package"
-    raise InputError(f"model {name!r}: expected {known}, or the card (.json) of a model with its weights beside it")
+    raise InputError(f"model {name!r}: expected {known}, {FULL_MODEL}, or the card (.json) of a model with its weights beside it")
 
 
 def _shipped_folder() -> Path:
     return Path(str(files("gmodiff"))) / WEIGHTS_FOLDER
 
 
-def _check_weights(path: Path, card: Card) -> None:
+def check_weights(path: Path, card: Card) -> None:
+    """Raise FileFormatError unless a file's content is what the card says, InputError where it is not there."""
     wanted = card.sha256.get(path.name)
     if wanted is None:
         named = ", ".join(sorted(card.sha256)) or "no file"

@@ -1,0 +1,261 @@
+"""The full-size model (`model.sd21`), loaded from the released files or a converted one, on the device and in the memory that there is.
+
+torch and diffusers are imported when a model is loaded, not before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gmodiff.errors import InputError, MissingDependencyError
+from gmodiff.full_estimate import MIN_TILE_PX, FullEstimator
+from gmodiff.radiometry import F32
+from gmodiff.runtime import FULL_MODEL, Arrays, Card, check_weights
+
+if TYPE_CHECKING:
+    import torch
+
+    from gmodiff.model.sd21 import Sd21
+
+PRECISIONS = ("auto", "float32", "float16", "bfloat16")
+UNET_BATCH = 4
+"""The UNet's tiles at once on a GPU that holds the whole system."""
+ROOM_BYTES = 4e9
+"""What a GPU should have free beside the weights; with less, parts wait in main memory until it is their turn."""
+
+REGRESSOR_BYTES, KEPT_BYTES, VAE_BYTES, FIXED_BYTES = 1100.0, 80.0, 6300.0, 0.5e9
+"""Working memory in float32: of the regressor and of what is kept beside the VAE, a pixel of the picture; of the VAE, a pixel of what it
+sees at once; of strips and libraries. Measured (docs/full-model.md)."""
+
+
+class FullModel:
+    """The full-size system, ready to run; a `runtime.Model`."""
+
+    def __init__(self, card: Card, system: Sd21, *, exact: bool) -> None:
+        self.card, self.system = card, system
+        self._exact = exact
+
+    @property
+    def runtime(self) -> str:
+        """See `Model`."""
+        where = f"torch on {self.system.device}, {str(self.system.dtype).removeprefix('torch.')}"
+        return f"{where}, parts waiting in main memory" if self.system.offload else where
+
+    def estimator(self, tile_px: int | None = None) -> FullEstimator:
+        """What the pipeline is given."""
+        return FullEstimator(self, tile_px)
+
+    def __call__(self, inputs: Arrays, *, tile_px: int | None = None, progress: Callable[[float], None] | None = None) -> dict[str, F32]:
+        """The gain map of three frames.
+
+        inputs: encoded (3, 3, H, W), 0..1, RGB, the short, middle and long frame, channels before rows; stops (3,), log2 exposure relative
+        to the short frame.   tile_px: side of the VAE's tiles; None: the whole picture up to 2 megapixels.   Returns gain and regressed,
+        (1, 3, H, W), 0..1: the refined gain map and the one before refinement; degradation, (1, 1, H, W), 0..1. Raises InputError for
+        another shape, or where memory does not suffice.
+        """
+        import torch
+
+        encoded, stops = np.asarray(inputs["encoded"], np.float32), np.asarray(inputs["stops"], np.float32)
+        if encoded.ndim != 4 or encoded.shape[:2] != (3, 3) or stops.shape != (3,):
+            raise InputError(f"frames of shape {encoded.shape} with exposures of shape {stops.shape}: expected (3, 3, H, W) and (3,)")
+        height, width = encoded.shape[2:]
+        self._check_memory(height, width, tile_px)
+        whole_gpu = self.system.device.type == "cuda" and not self.system.offload
+        with (
+            self._memory_errors(height, width, tile_px),
+            torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=not self._exact),
+        ):
+            found = self.system.refine(
+                torch.from_numpy(np.ascontiguousarray(encoded)),
+                torch.from_numpy(np.exp2(stops - stops[0])),
+                vae_tile_px=tile_px,
+                unet_batch=UNET_BATCH if whole_gpu else 1,
+                progress=progress,
+            )
+        arrays = {"gain": found.gain, "regressed": found.regressed, "degradation": found.mask}
+        return {name: values.numpy() for name, values in arrays.items()}
+
+    # ---- memory ----
+
+    def working_bytes(self, height: int, width: int, tile_px: int | None = None) -> float:
+        """About what a picture takes on the device beside the weights that are there already."""
+        from gmodiff.model.sd21 import VAE_TILE_PX, VAE_WHOLE_PX
+
+        pixels = height * width
+        side = tile_px or (VAE_TILE_PX if pixels > VAE_WHOLE_PX else max(height, width))
+        seen = min(side, height) * min(side, width)
+        size = next(self.system.parameters()).element_size() / 4
+        activations = size * max(REGRESSOR_BYTES * pixels, KEPT_BYTES * pixels + VAE_BYTES * seen)
+        waiting = 0
+        if self.system.offload:  # the largest part comes in beside its activations
+            waiting = max(sum(p.numel() * p.element_size() for p in part.parameters()) for part in self.system.children())
+        return activations + FIXED_BYTES + waiting
+
+    def _check_memory(self, height: int, width: int, tile_px: int | None) -> None:
+        free = free_bytes(self.system.device)
+        if free is not None and self.working_bytes(height, width, tile_px) > free:
+            raise InputError(self._too_little(height, width, tile_px, free))
+
+    @contextmanager
+    def _memory_errors(self, height: int, width: int, tile_px: int | None) -> Iterator[None]:
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            said = str(error).lower()
+            if isinstance(error, MemoryError) or any(w in said for w in ("alloc", "out of memory", "not enough memory")):
+                raise InputError(self._too_little(height, width, tile_px, free_bytes(self.system.device))) from None
+            raise
+
+    def _too_little(self, height: int, width: int, tile_px: int | None, free: float | None) -> str:
+        """What would fit, in one line."""
+        needed, device = self.working_bytes(height, width, tile_px), self.system.device
+        line = f"not enough memory on {device}: model {self.card.name} takes about {needed / 1e9:.1f} GB for {width}x{height} pixels"
+        if free is None:
+            return f"{line}; give --tile {MIN_TILE_PX}, or merge smaller copies"
+        line += f", and {free / 1e9:.1f} GB are free"
+        tiles = (t for t in (1024, 768, MIN_TILE_PX) if t < (tile_px or max(height, width)))
+        fits = next((t for t in tiles if self.working_bytes(height, width, t) <= 0.95 * free), None)
+        if fits is not None:
+            return f"{line}; --tile {fits} fits"
+        room = 0.95 * free - self.working_bytes(0, 0, MIN_TILE_PX)
+        size = next(self.system.parameters()).element_size() / 4
+        pixels = min(room / size / REGRESSOR_BYTES, (room / size - VAE_BYTES * MIN_TILE_PX**2) / KEPT_BYTES)
+        if pixels > 1e5:
+            return f"{line}; photos of up to about {pixels / 1e6:.1f} megapixels fit with --tile {MIN_TILE_PX}, or use --model compact"
+        return f"{line}; close other programs, or use --model compact"
+
+
+def free_bytes(device: torch.device) -> float | None:
+    """Memory that is free on a device; None where nobody says."""
+    import torch
+
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    if device.type != "cpu":
+        return None
+    try:
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        return 1024.0 * int(lines["MemAvailable"].split()[0])
+    except (OSError, ValueError, KeyError, IndexError):
+        return None
+
+
+# ---- loading ----------------------------------------------------------------------------------------------------------------
+
+
+def load_full_model(
+    card_path: Path | None = None,
+    *,
+    backbone: str | None = None,
+    weights: str | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    offload: bool | None = None,
+    picture_statistics: bool = False,
+) -> FullModel:
+    """The full-size model from the released files, or from one that `gmodiff convert` made.
+
+    card_path: the card (.json) of a converted file, its weights beside it; None: backbone and weights are needed.   backbone: folder or hub
+    id of Stable Diffusion 2.1 base.   weights: folder with the two released files.   device: auto, cpu, cuda, cuda:1, mps.   precision: one
+    of PRECISIONS; auto is float32 on the processor and float16 elsewhere.   offload: parts wait in main memory until it is their turn;
+    None: where the GPU is small.   picture_statistics: see `model.sd21.Context`.
+    Raises InputError, FileFormatError or MissingDependencyError, each saying what to do.
+    """
+    if precision not in PRECISIONS:
+        raise InputError(f"precision {precision!r}: expected {', '.join(PRECISIONS)}")
+    if card_path is None:
+        missing = [o for o, v in (("--backbone PATH_OR_HUB_ID", backbone), ("--weights FOLDER", weights)) if v is None]
+        if missing:
+            raise InputError(
+                f"--model {FULL_MODEL} needs {' and '.join(missing)}: nothing of it is in this package, see docs/full-model.md"
+            )
+    elif weights is not None:
+        raise InputError(f"--weights {weights}: {card_path} has its weights beside it; leave --weights out, or give --model {FULL_MODEL}")
+    try:
+        import torch
+
+        from gmodiff.model.released import DAREG_FILE, GMODIFF_FILE, read_released
+        from gmodiff.model.sd21 import assemble
+        from gmodiff.model.sd21_backbone import open_backbone
+        from gmodiff.model.sd21_files import read_sd21
+    except ImportError as error:
+        raise MissingDependencyError(f'the full-size model needs {error.name or "torch"}: pip install "gmodiff[sd21]"') from None
+    place, dtype = _device(device), _dtype(precision)
+    if dtype is None:
+        dtype = torch.float32 if place.type == "cpu" else torch.float16
+    with _loading_memory():
+        if card_path is None:
+            assert weights is not None
+            assert backbone is not None
+            folder = Path(weights)
+            released = read_released(folder)
+            system = assemble(open_backbone(backbone), released)
+            card = released_card({name: sha256(folder / name) for name in (DAREG_FILE, GMODIFF_FILE)}, backbone)
+        else:
+            card = Card.read(card_path)
+            file = card_path.with_suffix(".safetensors")
+            check_weights(file, card)
+            system = read_sd21(file, backbone)
+        system.context.picture_statistics = picture_statistics
+        if offload is None and place.type == "cuda":
+            held = sum(p.numel() for p in system.parameters()) * torch.empty(0, dtype=dtype).element_size()
+            offload = held + ROOM_BYTES > (free_bytes(place) or 0)
+        system.place(place, dtype, offload=bool(offload))
+    return FullModel(card, system, exact=dtype == torch.float32)
+
+
+def released_card(hashes: dict[str, str], backbone: str | None) -> Card:
+    """What is known of the released weights. backbone: where it came from, by its last name or its hub id."""
+    facts: dict[str, Any] = {
+        "backbone": None if backbone is None else Path(backbone).resolve().name if Path(backbone).exists() else backbone,
+        "licence": "that of the weights and of the backbone; ask their authors",
+    }
+    about = "the full-size system of the paper (arXiv 2512.16357), one step of Stable Diffusion 2.1 on the regressor's gain map"
+    return Card(FULL_MODEL, about, hashes, max_frames=3, stride=32, halo_px=32, gain_limit=1.0, kind=FULL_MODEL, facts=facts)
+
+
+def sha256(path: Path) -> str:
+    """Of a file's content."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _device(name: str) -> torch.device:
+    import torch
+
+    gpu = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(gpu if name == "auto" else name.lower())
+        if device.type not in ("cpu", "cuda", "mps"):
+            raise RuntimeError("not tried")
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = (str(error).splitlines() or ["it is not there"])[0]
+        raise InputError(f"device {name!r}: torch cannot use it ({reason[:120]}); expected cpu, cuda, cuda:1 or mps") from None
+    return device
+
+
+def _dtype(precision: str) -> torch.dtype | None:
+    import torch
+
+    return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}.get(precision)
+
+
+@contextmanager
+def _loading_memory() -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        said = str(error).lower()
+        if isinstance(error, MemoryError) or any(w in said for w in ("out of memory", "can't allocate", "not enough memory")):
+            raise InputError(
+                f"not enough memory to load model {FULL_MODEL}: its weights take 4.2 GB in float32, and about twice that while they are "
+                "loaded; close other programs, or use --model compact"
+            ) from None
+        raise

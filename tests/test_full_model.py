@@ -1,0 +1,447 @@
+"""The full-size model in the pipeline: which frames it gets, what becomes of its gain map, and the commands around it."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import gmodiff
+from gmodiff import full_model
+from gmodiff.align import Alignment, align, warp_rows
+from gmodiff.cli import main
+from gmodiff.convert import convert
+from gmodiff.errors import FileFormatError, GMODiffError, InputError, MissingDependencyError, OutputError
+from gmodiff.estimate import estimator
+from gmodiff.full_estimate import FullEstimator, short_middle_long
+from gmodiff.full_model import FullModel, load_full_model
+from gmodiff.gainmap import mu_gain, radiance_from_mu_gain
+from gmodiff.merge import merge
+from gmodiff.pipeline import reconstruct_radiance
+from gmodiff.radiometry import CameraResponse
+from gmodiff.runtime import Card, load_model
+from sd21_standin import SHAPE, WIDTH, Reference, assert_same, write_backbone, write_released
+from synthetic import photos, scene
+
+CARD = Card("fake", "", {}, 3, 32, 32, 1.0)
+GAMMA = CameraResponse.named("gamma2.2")
+STILL = [Alignment()] * 3
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch):
+    monkeypatch.setattr("gmodiff.model.sd21.PUBLISHED", SHAPE)
+    monkeypatch.setattr("gmodiff.model.sd21_backbone.CONTEXT_WIDTH", WIDTH)
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory) -> Path:
+    return write_backbone(tmp_path_factory.mktemp("backbone"))
+
+
+@pytest.fixture(scope="module")
+def weights(backbone, tmp_path_factory) -> Path:
+    return write_released(tmp_path_factory.mktemp("released"), backbone)
+
+
+@pytest.fixture
+def model(backbone, weights) -> FullModel:
+    return load_full_model(backbone=str(backbone), weights=str(weights), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def jpegs(tmp_path_factory) -> list[str]:
+    folder = tmp_path_factory.mktemp("photos")
+    paths = []
+    for i, frame in enumerate(photos(scene(96, 128), noise=0.004).frames):
+        path = folder / f"IMG_{i}.png"
+        Image.fromarray(frame.encoded).save(path)
+        paths.append(str(path))
+    return [*paths, "--ev", "-2,0,2"]
+
+
+class Fake:
+    """A gain map of one value everywhere, and what it was given."""
+
+    card, runtime = CARD, "numpy"
+
+    def __init__(self, gain: float = 0.5, mask: float = 0.25) -> None:
+        self.gain, self.mask, self.given = gain, mask, None
+
+    def __call__(self, inputs, *, tile_px=None, progress=None):
+        self.given = inputs
+        if progress is not None:
+            progress(1.0)
+        size = inputs["encoded"].shape[2:]
+        return {"gain": np.full((1, 3, *size), self.gain, np.float32), "degradation": np.full((1, 1, *size), self.mask, np.float32)}
+
+
+# ---- which frames ----
+
+
+@pytest.mark.parametrize(
+    ("stops", "reference", "wanted"),
+    [
+        ((-2.0, 0.0, 2.0), 1, (0, 1, 2)),
+        ((-2.0, 0.0), 1, (0, 1, 1)),
+        ((0.0, 2.0), 0, (0, 0, 1)),
+        ((-4.0, -2.0, 0.0, 2.0, 4.0), 2, (0, 2, 4)),  # two stops less still clips the disc of the scene
+        ((-6.0, -4.0, -2.0, 0.0, 1.0, 4.0), 3, (1, 3, 5)),
+        ((-1.0, 0.0, 1.0, 2.0, 3.0), 1, (0, 1, 2)),
+    ],
+)
+def test_best_short_middle_and_long(stops, reference, wanted):
+    light = scene() * 1.5  # its disc is 4.8: white two stops below the reference's is 4
+    assert short_middle_long(photos(light, stops, reference)) == wanted
+
+
+def test_the_network_gets_gamma_and_stops_relative_to_the_short_frame():
+    """With a gamma of 2.2, stored values as they are; with any response, its light."""
+    fake = Fake()
+    bracket = photos(scene(), response=GAMMA, dtype=np.uint16)
+    FullEstimator(fake)(bracket, STILL, np.ones((96, 128, 3), np.float32))
+    np.testing.assert_allclose(fake.given["stops"], [0, 2, 4], atol=1e-6)
+    for n, frame in enumerate(bracket.frames):
+        np.testing.assert_allclose(fake.given["encoded"][n].transpose(1, 2, 0), frame.encoded / 65535, atol=1e-3)
+    bracket = photos(scene())  # sRGB
+    FullEstimator(fake)(bracket, STILL, np.ones((96, 128, 3), np.float32))
+    linear = bracket.response.linearise(bracket.frames[2].encoded)
+    np.testing.assert_allclose(fake.given["encoded"][2].transpose(1, 2, 0) ** 2.2, linear, atol=1e-4)
+
+
+def test_frames_come_aligned_and_where_they_saw_nothing_show_nothing_new():
+    light = scene(120, 160)
+    bracket = photos([np.roll(light, 9, axis=1), light, np.roll(light, -7, axis=1)], response=GAMMA, noise=0.004)
+    alignments = align(bracket)
+    fake = Fake()
+    FullEstimator(fake)(bracket, alignments, np.ones((120, 160, 3), np.float32))
+    warped, coverage = warp_rows(bracket.frames[0], alignments[0], 0, 120)
+    assert coverage is not None
+    seen, unseen = coverage > 0.999, coverage < 0.001
+    assert seen.any()
+    assert unseen.any()
+    given = fake.given["encoded"][0].transpose(1, 2, 0)
+    np.testing.assert_allclose(given[seen], warped[seen] / 255, atol=2e-3)
+    reference = bracket.frames[1].encoded / 255
+    np.testing.assert_allclose(given[unseen], (reference[unseen] ** 2.2 / 4) ** (1 / 2.2), atol=2e-3)
+
+
+# ---- what becomes of the gain map ----
+
+
+def test_radiance_is_the_papers_formula_up_to_its_cap():
+    bracket = photos(scene(), response=GAMMA)
+    encoded = bracket.frames[1].encoded / np.float32(255)
+    for gain in (0.0, 0.3, 1.0):
+        found = FullEstimator(Fake(gain))(bracket, STILL, np.zeros((96, 128, 3), np.float32))
+        wanted = (encoded + 1 / 64) * (101**gain - 1) / 100 * 4  # 4: the short frame's white in the reference's
+        np.testing.assert_allclose(found.radiance, wanted, atol=1e-2, rtol=1e-3)
+    assert (found.degradation == 64).all()
+
+
+def test_more_light_than_the_network_can_say_is_the_merges():
+    bracket = photos(scene(), response=GAMMA)
+    merged = np.full((96, 128, 3), 0.5, np.float32)
+    merged[:20] = 50.0
+    merged[20:30, :, 0] = 50.0
+    found = FullEstimator(Fake(1.0))(bracket, STILL, merged)
+    assert (found.radiance[:20] == 50).all()
+    assert (found.radiance[20:30, :, 0] == 50).all()
+    assert found.radiance[20:, :, 1:].max() < 4.1
+    assert not found.invented[:20].any()
+    assert found.invented[30:].any()
+    merged[...] = radiance_from_mu_gain(np.full_like(merged, 1.0), bracket.frames[1].encoded / np.float32(255)) * 4
+    merged[..., 0] *= 2  # one channel beyond, and the others as the network has them: nothing is made up
+    assert not FullEstimator(Fake(0.999))(bracket, STILL, merged).invented.any()
+
+
+def test_invented_is_what_departs_from_the_merge():
+    bracket = photos(scene(), response=GAMMA)
+    encoded = bracket.frames[1].encoded / np.float32(255)
+    merged = radiance_from_mu_gain(np.full_like(encoded, 0.5), encoded) * 4
+    assert not FullEstimator(Fake(0.5))(bracket, STILL, merged).invented.any()
+    assert not FullEstimator(Fake(0.54))(bracket, STILL, merged).invented.any()
+    assert FullEstimator(Fake(0.58))(bracket, STILL, merged).invented.all()
+    assert float(mu_gain(merged / 4, encoded).max()) == pytest.approx(0.5, abs=1e-3)
+
+
+def test_a_network_that_breaks_is_refused():
+    with pytest.raises(InputError, match="not finite in numpy: try --exact"):
+        FullEstimator(Fake(float("nan")))(photos(scene()), STILL, np.ones((96, 128, 3), np.float32))
+
+
+def test_tiles_below_the_blend_are_refused():
+    with pytest.raises(InputError, match="tile 100: expected 512"):
+        FullEstimator(Fake(), 100)
+
+
+def test_the_whole_road(model, backbone, weights):
+    """From a bracket to the constrained radiance, the gain map checked against the plain computation on the way."""
+    bracket = photos(scene(), response=GAMMA)
+    told = []
+    made = reconstruct_radiance(bracket, model, align=False, progress=lambda stage, fraction: told.append((stage, fraction)))
+    assert ("estimate", 1.0) in told
+    assert made.degradation is not None
+    encoded = np.stack([f.encoded.transpose(2, 0, 1) for f in bracket.frames]) / np.float32(255)
+    gain = Reference(backbone, weights, SHAPE)(torch.from_numpy(encoded), torch.tensor([1.0, 4.0, 16.0]))[0].permute(1, 2, 0).numpy()
+    found = estimator(model)(bracket, STILL, merge(bracket, STILL).radiance)
+    reference = encoded[1].transpose(1, 2, 0)
+    capped = merge(bracket, STILL).radiance / 4 > reference + 1 / 64
+    assert capped.mean() < 0.1
+    wanted = radiance_from_mu_gain(gain, reference) * 4
+    np.testing.assert_allclose(mu_gain(found.radiance / 4, reference)[~capped], mu_gain(wanted / 4, reference)[~capped], atol=2e-3)
+    measured = (bracket.frames[1].encoded < 0.9 * 255) & (bracket.frames[1].encoded > 50)
+    own = bracket.response.linearise(bracket.frames[1].encoded)
+    assert np.abs(made.radiance - own)[measured].max() < 0.05  # whatever random weights say
+
+
+def test_the_model_says_what_it_takes(model):
+    assert model.card.max_frames == 3
+    assert model.runtime == "torch on cpu, float32"
+    with pytest.raises(InputError, match=r"expected \(3, 3, H, W\) and \(3,\)"):
+        model({"encoded": np.zeros((2, 3, 8, 8), np.float32), "stops": np.zeros(2, np.float32)})
+    gain = model({"encoded": np.full((3, 3, 40, 50), 0.5, np.float32), "stops": np.array([0, 2, 4], np.float32)})
+    assert {k: v.shape for k, v in gain.items()} == {"gain": (1, 3, 40, 50), "regressed": (1, 3, 40, 50), "degradation": (1, 1, 40, 50)}
+
+
+# ---- memory ----
+
+
+def test_too_little_memory_says_what_would_fit(model, monkeypatch):
+    needed = model.working_bytes(1500, 1300)
+    small = model.working_bytes(1500, 1300, 768)
+    assert small < needed
+    assert model.working_bytes(4000, 3000) > model.working_bytes(2000, 1500)
+    monkeypatch.setattr(full_model, "free_bytes", lambda device: small * 1.1)
+    with pytest.raises(InputError, match=r"takes about .* GB for 1300x1500 pixels, and .* GB are free; --tile 768 fits"):
+        model._check_memory(1500, 1300, None)
+    model._check_memory(1500, 1300, 768)
+    monkeypatch.setattr(full_model, "free_bytes", lambda device: 5e9)
+    with pytest.raises(InputError, match=r"photos of up to about 3\.9 megapixels fit with --tile 512"):
+        model._check_memory(4000, 3000, None)
+    model._check_memory(1950, 2000, 512)
+    with pytest.raises(InputError, match="not enough memory"):
+        model._check_memory(2200, 2000, 512)
+    monkeypatch.setattr(full_model, "free_bytes", lambda device: 1e8)
+    with pytest.raises(InputError, match="close other programs, or use --model compact"):
+        model._check_memory(400, 300, None)
+    monkeypatch.setattr(full_model, "free_bytes", lambda device: None)
+    model._check_memory(40000, 30000, None)  # nobody knows
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory\nmore")])
+def test_memory_that_runs_out_is_one_line(model, monkeypatch, error):
+    def refine(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(model.system, "refine", refine)
+    with pytest.raises(InputError, match="not enough memory on cpu") as said:
+        model({"encoded": np.zeros((3, 3, 8, 8), np.float32), "stops": np.zeros(3, np.float32)})
+    assert "\n" not in str(said.value)
+
+
+def test_other_errors_stay_what_they_are(model, monkeypatch):
+    def refine(*args, **kwargs):
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(model.system, "refine", refine)
+    with pytest.raises(RuntimeError, match="shapes"):
+        model({"encoded": np.zeros((3, 3, 8, 8), np.float32), "stops": np.zeros(3, np.float32)})
+
+
+# ---- loading by name ----
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("sd21", {}, "--model sd21 needs --backbone PATH_OR_HUB_ID and --weights FOLDER"),
+        ("sd21", {"backbone": "x"}, "--model sd21 needs --weights FOLDER"),
+        ("sd21", {"backbone": "x", "weights": "y", "runtime": "openvino"}, "runs on torch alone"),
+        ("sd21", {"backbone": "x", "weights": "y", "precision": "int8"}, "precision 'int8': expected auto"),
+        ("sd21", {"backbone": "x", "weights": "y", "precision": "float16", "exact": True}, "exact is float32"),
+        ("sd21", {"backbone": "x", "weights": "y", "device": "abacus"}, "device 'abacus': torch cannot use it"),
+        ("sd21", {"backbone": "x", "weights": "y", "device": "meta"}, "device 'meta': torch cannot use it"),
+        ("sd21", {"backbone": "x", "weights": "y", "device": "cpu"}, "--weights y: not a folder"),
+        ("compact", {"backbone": "x", "weights": "y"}, "--backbone, --weights: of the full-size model"),
+        ("compact", {"precision": "float16"}, "--precision: of the full-size model"),
+    ],
+)
+def test_options_that_do_not_go_together(name, options, said):
+    with pytest.raises(InputError, match=said):
+        load_model(name, **options)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_a_device_that_is_not_there(backbone, weights):
+    with pytest.raises(InputError, match="device 'cuda': torch cannot use it"):
+        load_model("sd21", backbone=str(backbone), weights=str(weights), device="cuda")
+
+
+def test_half_precision_by_name(backbone, weights):
+    made = load_model("sd21", backbone=str(backbone), weights=str(weights), device="cpu", precision="bfloat16")
+    assert made.runtime == "torch on cpu, bfloat16"
+
+
+def test_without_torch_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gmodiff.model.sd21", None)
+    with pytest.raises(MissingDependencyError, match=r"gmodiff\[sd21\]"):
+        load_model("sd21", backbone="x", weights="y")
+
+
+# ---- one file ----
+
+
+@pytest.mark.parametrize("fold", [False, True])
+def test_a_converted_file_gives_the_same_numbers(model, backbone, weights, tmp_path, fold):
+    card = convert(weights, tmp_path / "mine.safetensors", backbone=str(backbone), fold=fold)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine.json", "mine.safetensors"]
+    assert json.loads((tmp_path / "mine.json").read_text()) == card
+    assert (tmp_path / "mine.safetensors").stat().st_mode & 0o444 == 0o444
+    assert card["holds_backbone"] is fold
+    assert set(card["made_from"]) == {"dareg_mask.pth", "gmodiff.pkl"}
+    assert str(backbone.parent) not in json.dumps(card)  # paths of this machine are nobody's business
+    again = load_model(str(tmp_path / "mine.json"), backbone=None if fold else str(backbone), device="cpu")
+    assert_same(model.system, again.system)
+    given = {"encoded": np.random.default_rng(0).random((3, 3, 40, 50), np.float32), "stops": np.array([0, 2, 4], np.float32)}
+    assert np.array_equal(model(given)["gain"], again(given)["gain"])
+    assert again.card.fingerprint != model.card.fingerprint
+    with pytest.raises(InputError, match="leave --weights out"):
+        load_model(str(tmp_path / "mine.json"), weights=str(weights))
+    with pytest.raises(InputError, match="holds the backbone already" if fold else "holds the adapters alone"):
+        load_model(str(tmp_path / "mine.json"), backbone=str(backbone) if fold else None)
+
+
+def test_files_that_are_no_conversion_are_refused(backbone, weights, tmp_path):
+    convert(weights, tmp_path / "a.safetensors", backbone=str(backbone), fold=True)
+    path, card = tmp_path / "a.safetensors", tmp_path / "a.json"
+    whole = path.read_bytes()
+
+    def put(content: bytes) -> None:
+        path.write_bytes(content)
+        facts = json.loads(card.read_text())
+        card.write_text(json.dumps(facts | {"sha256": {path.name: full_model.sha256(path)}}))
+
+    path.write_bytes(whole[:-10])
+    with pytest.raises(FileFormatError, match="not the weights that the card of model sd21 names"):
+        load_model(str(card))
+    put(whole[:-10])
+    with pytest.raises(FileFormatError, match="not whole"):
+        load_model(str(card))
+    path.write_bytes(whole)
+    kept = load_file(path)
+    with safe_open(path, "pt") as stored:
+        header = stored.metadata()
+    for edit, said in (
+        ({"format": "other"}, "weights of 'other'"),
+        ({"configs": "{"}, "its header is broken"),
+        ({"configs": "{}"}, "no configuration of a system"),
+    ):
+        save_file(kept, path, header | edit)
+        put(path.read_bytes())
+        with pytest.raises(FileFormatError, match=said):
+            load_model(str(card))
+    kept["more"] = kept.pop("unet.conv_in.bias")
+    save_file(kept, path, header)
+    put(path.read_bytes())
+    with pytest.raises(FileFormatError, match=r"missing unet\.conv_in\.bias; unexpected more"):
+        load_model(str(card))
+
+
+def test_nothing_is_overwritten_or_left_half_made(backbone, weights, tmp_path, monkeypatch):
+    with pytest.raises(InputError, match=r"expected a name ending in \.safetensors"):
+        convert(weights, tmp_path / "a.bin", backbone=str(backbone))
+    (tmp_path / "a.json").write_text("mine")
+    with pytest.raises(OutputError, match="exists already; use --force"):
+        convert(weights, tmp_path / "a.safetensors", backbone=str(backbone))
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(OutputError, match="no space left"):
+        convert(weights, tmp_path / "b.safetensors", backbone=str(backbone))
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+    assert (tmp_path / "a.json").read_text() == "mine"
+
+
+# ---- the commands ----
+
+
+def run(arguments, capsys):
+    old, sys.argv = sys.argv, ["gmodiff", *arguments]
+    try:
+        main()
+        code = 0
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    finally:
+        sys.argv = old
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_merge_with_the_full_size_model(jpegs, backbone, weights, tmp_path, capsys):
+    full = ["--model", "sd21", "--backbone", str(backbone), "--weights", str(weights), "--device", "cpu"]
+    code, out, err = run(["merge", *jpegs, *full, "-o", str(tmp_path / "a.exr"), "--json"], capsys)
+    assert (code, err) == (0, "")
+    assert json.loads(out)["model"] == {"name": "sd21", "runtime": "torch on cpu, float32", "refine": 0.0}
+    code, out, _ = run(["convert", *full[2:6], "-o", str(tmp_path / "c.safetensors"), "--fold-lora"], capsys)
+    assert code == 0
+    assert "with their backbone" in out
+    code, out, err = run(["merge", *jpegs, "--model", str(tmp_path / "c.json"), "-o", str(tmp_path / "b.exr"), "--json"], capsys)
+    assert (code, err) == (0, "")
+    code, _, _ = run(["merge", *jpegs, "--model", "none", "-o", str(tmp_path / "none.exr"), "-q"], capsys)
+    released, folded, none = (gmodiff.read(tmp_path / f"{name}.exr").radiance for name in ("a", "b", "none"))
+    assert np.array_equal(released, folded)
+    assert not np.array_equal(released, none)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--model", "sd21"], "--model sd21 needs --backbone PATH_OR_HUB_ID and --weights FOLDER"),
+        (["--model", "none", "--backbone", "x"], "--backbone: of the network, and --model is none"),
+        (["--model", "sd21", "--backbone", "nowhere", "--weights", "WEIGHTS"], "--backbone nowhere: no such folder"),
+        (["--model", "sd21", "--backbone", "BACKBONE", "--weights", "BACKBONE"], "dareg_mask.pth and gmodiff.pkl not there"),
+        (["--model", "sd21", "--backbone", "BACKBONE", "--weights", "WEIGHTS", "--tile", "100"], "tile 100: expected 512"),
+        (["--model", "sd21", "--backbone", "BACKBONE", "--weights", "WEIGHTS", "--estimate-size", "half"], "sees every pixel"),
+    ],
+)
+def test_what_cannot_be_run_is_one_line(jpegs, backbone, weights, tmp_path, capsys, options, said):
+    places = {"BACKBONE": str(backbone), "WEIGHTS": str(weights)}
+    code, _, err = run(["merge", *jpegs, "-o", str(tmp_path / "s.exr"), "-q", *(places.get(o, o) for o in options)], capsys)
+    assert code == 2
+    assert said in err
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_convert_refuses_in_one_line(backbone, weights, tmp_path, capsys):
+    (tmp_path / "w").mkdir()
+    for name in ("dareg_mask.pth", "gmodiff.pkl"):
+        (tmp_path / "w" / name).write_bytes((weights / name).read_bytes()[:-300])
+    places = ["--backbone", str(backbone), "--weights", str(tmp_path / "w")]
+    code, _, err = run(["convert", *places, "-o", str(tmp_path / "o.safetensors")], capsys)
+    assert code == 2
+    assert "download it again" in err
+    assert err.count("\n") == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["w"]
+
+
+def test_models_says_where_it_is_to_be_had(capsys):
+    assert "sd21: the paper's full-size system" in run(["models"], capsys)[1]
+
+
+def test_from_the_library(backbone, weights):
+    made = gmodiff.reconstruct(photos(scene()), gmodiff.load_model("sd21", backbone=str(backbone), weights=str(weights), device="cpu"))
+    assert made.degradation is not None
+    assert np.isfinite(made.radiance).all()
+    with pytest.raises(GMODiffError):
+        gmodiff.load_model("sd21")
