@@ -14,7 +14,8 @@ from click.testing import CliRunner
 from PIL import Image
 
 import gmodiff
-from gmodiff.cli import command, main
+from command_line import run
+from gmodiff.cli import command
 from synthetic import photos, scene
 
 SOURCE = Path(gmodiff.__file__).parents[1]
@@ -33,21 +34,6 @@ def jpegs(tmp_path_factory) -> list[str]:
         Image.fromarray(frame.encoded).save(path, quality=95, subsampling=0, exif=exif)
         paths.append(str(path))
     return paths
-
-
-def run(arguments: list[str], capsys) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of the command."""
-    old = sys.argv
-    sys.argv = ["gmodiff", *arguments]
-    try:
-        main()
-        code = 0
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    finally:
-        sys.argv = old
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 def test_merge_writes_every_output_and_says_what_it_did(jpegs, tmp_path, capsys):

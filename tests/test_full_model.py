@@ -2,7 +2,6 @@
 
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +11,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import gmodiff
+from command_line import run
 from gmodiff import full_model
 from gmodiff.align import Alignment, align, warp_rows
-from gmodiff.cli import main
 from gmodiff.convert import convert
 from gmodiff.errors import FileFormatError, GMODiffError, InputError, MissingDependencyError, OutputError
 from gmodiff.estimate import estimator
@@ -25,28 +24,14 @@ from gmodiff.merge import merge
 from gmodiff.pipeline import reconstruct_radiance
 from gmodiff.radiometry import CameraResponse
 from gmodiff.runtime import Card, load_model
-from sd21_standin import SHAPE, WIDTH, Reference, assert_same, write_backbone, write_released
+from sd21_standin import SHAPE, Reference, assert_same
 from synthetic import photos, scene
 
 CARD = Card("fake", "", {}, 3, 32, 32, 1.0)
 GAMMA = CameraResponse.named("gamma2.2")
 STILL = [Alignment()] * 3
 
-
-@pytest.fixture(autouse=True)
-def _small(monkeypatch):
-    monkeypatch.setattr("gmodiff.model.sd21.PUBLISHED", SHAPE)
-    monkeypatch.setattr("gmodiff.model.sd21_backbone.CONTEXT_WIDTH", WIDTH)
-
-
-@pytest.fixture(scope="module")
-def backbone(tmp_path_factory) -> Path:
-    return write_backbone(tmp_path_factory.mktemp("backbone"))
-
-
-@pytest.fixture(scope="module")
-def weights(backbone, tmp_path_factory) -> Path:
-    return write_released(tmp_path_factory.mktemp("released"), backbone)
+pytestmark = pytest.mark.usefixtures("small_sd21")
 
 
 @pytest.fixture
@@ -372,19 +357,6 @@ def test_nothing_is_overwritten_or_left_half_made(backbone, weights, tmp_path, m
 
 
 # ---- the commands ----
-
-
-def run(arguments, capsys):
-    old, sys.argv = sys.argv, ["gmodiff", *arguments]
-    try:
-        main()
-        code = 0
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    finally:
-        sys.argv = old
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 def test_merge_with_the_full_size_model(jpegs, backbone, weights, tmp_path, capsys):

@@ -22,26 +22,12 @@ from gmodiff.model.dareg import DaReg, DaRegShape, network_input
 from gmodiff.model.released import LORA_ALPHA, low_rank, read_released, released_from
 from gmodiff.model.sd21 import OneStep, Sd21, assemble, skip_widths, starts
 from gmodiff.model.sd21_backbone import open_backbone
-from sd21_standin import SCHEDULER, SHAPE, SKIPS, UNET, VAE, WIDTH, Reference, assert_same, write_backbone, write_released
+from sd21_standin import SCHEDULER, SHAPE, SKIPS, UNET, VAE, WIDTH, Reference, assert_same, write_backbone
 
 COMPAT = Path(__file__).parents[2] / "shared" / "compat"
 EXPOSURES = torch.tensor([1.0, 4.0, 16.0])
 
-
-@pytest.fixture(autouse=True)
-def _small(monkeypatch):
-    monkeypatch.setattr("gmodiff.model.sd21.PUBLISHED", SHAPE)
-    monkeypatch.setattr("gmodiff.model.sd21_backbone.CONTEXT_WIDTH", WIDTH)
-
-
-@pytest.fixture(scope="module")
-def backbone(tmp_path_factory) -> Path:
-    return write_backbone(tmp_path_factory.mktemp("backbone"))
-
-
-@pytest.fixture(scope="module")
-def weights(backbone, tmp_path_factory) -> Path:
-    return write_released(tmp_path_factory.mktemp("released"), backbone)
+pytestmark = pytest.mark.usefixtures("small_sd21")
 
 
 @pytest.fixture(scope="module")

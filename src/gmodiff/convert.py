@@ -8,8 +8,8 @@ from typing import Any
 
 from gmodiff import __version__
 from gmodiff.errors import InputError, MissingDependencyError
-from gmodiff.full_model import released_card, sha256
-from gmodiff.runtime import CARD_FORMAT, CARD_SUFFIX
+from gmodiff.full_model import released_card
+from gmodiff.runtime import CARD_FORMAT, CARD_SUFFIX, sha256
 from gmodiff.writer import check_writable, replacing
 
 WEIGHTS_SUFFIX = ".safetensors"
@@ -34,6 +34,7 @@ def convert(weights: str | Path, output: str | Path, *, backbone: str, fold: boo
         from gmodiff.model.sd21 import assemble
         from gmodiff.model.sd21_backbone import open_backbone
         from gmodiff.model.sd21_files import save_adapters, save_folded
+        from gmodiff.model.weights import readable_by_all
     except ImportError as error:
         raise MissingDependencyError(f'converting needs {error.name or "torch"}: pip install "gmodiff[sd21]"') from None
     released = read_released(folder)
@@ -43,7 +44,7 @@ def convert(weights: str | Path, output: str | Path, *, backbone: str, fold: boo
             save_folded(system, unfinished)
         else:
             save_adapters(released, unfinished)
-        unfinished.chmod(0o666 & ~_umask())  # safetensors writes for the owner alone
+        readable_by_all(unfinished)
         card = released_card({target.name: sha256(unfinished)}, backbone)
         facts = {
             "format": CARD_FORMAT, "name": card.name, "about": card.about, "kind": card.kind,
@@ -55,11 +56,3 @@ def convert(weights: str | Path, output: str | Path, *, backbone: str, fold: boo
         with replacing(card_path, force) as unfinished_card:
             unfinished_card.write_text(json.dumps(facts, indent=2) + "\n")
     return facts
-
-
-def _umask() -> int:
-    import os
-
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

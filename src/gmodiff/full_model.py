@@ -5,7 +5,6 @@ torch and diffusers are imported when a model is loaded, not before.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 from gmodiff.errors import InputError, MissingDependencyError
 from gmodiff.full_estimate import MIN_TILE_PX, FullEstimator
 from gmodiff.radiometry import F32
-from gmodiff.runtime import FULL_MODEL, Arrays, Card, check_weights
+from gmodiff.runtime import FULL_MODEL, Arrays, Card, check_weights, sha256
 
 if TYPE_CHECKING:
     import torch
@@ -218,12 +217,6 @@ def released_card(hashes: dict[str, str], backbone: str | None) -> Card:
     }
     about = "the full-size system of the paper (arXiv 2512.16357), one step of Stable Diffusion 2.1 on the regressor's gain map"
     return Card(FULL_MODEL, about, hashes, max_frames=3, stride=32, halo_px=32, gain_limit=1.0, kind=FULL_MODEL, facts=facts)
-
-
-def sha256(path: Path) -> str:
-    """Of a file's content."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _device(name: str) -> torch.device:

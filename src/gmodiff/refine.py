@@ -22,6 +22,8 @@ from gmodiff.radiometry import F32
 from gmodiff.runtime import Card, Model
 from gmodiff.upsampling import enlarged_rows
 
+CONTEXT = ("context_8", "context_16", "context_32")
+"""What the regressor says beside its estimate: features at these fractions of the side."""
 CORE_PX = 192
 """Side of the squares that are refined or not, of what the network is given."""
 DETAIL_PX = 8.0
@@ -128,7 +130,3 @@ def _cut(gain: F32, short: F32, found: Mapping[str, F32], around: tuple[slice, s
     height = gain.shape[2]
     maps = {"degradation": found["degradation"]} | {k: found[k] for k in CONTEXT}
     return {"gain": part(gain, 1), "short": part(short, 1)} | {k: part(v, height // v.shape[2]) for k, v in maps.items()}
-
-
-CONTEXT = ("context_8", "context_16", "context_32")
-"""What the regressor says beside its estimate: features at these fractions of the side."""

@@ -199,6 +199,12 @@ def _shipped_folder() -> Path:
     return Path(str(files("gmodiff"))) / WEIGHTS_FOLDER
 
 
+def sha256(path: Path) -> str:
+    """Of a file's content."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def check_weights(path: Path, card: Card) -> None:
     """Raise FileFormatError unless a file's content is what the card says, InputError where it is not there."""
     wanted = card.sha256.get(path.name)
@@ -206,8 +212,7 @@ def check_weights(path: Path, card: Card) -> None:
         named = ", ".join(sorted(card.sha256)) or "no file"
         raise InputError(f"model {card.name}: this runtime needs {path.name}, and the card names {named}; name the card as its files are")
     try:
-        with path.open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        found = sha256(path)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); the weights of model {card.name} belong there") from None
     if found != wanted:

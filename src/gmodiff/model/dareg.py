@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from gmodiff.model.blocks import gated
+
 STRIDE = 32
 """Sides of the published regressor's input are multiples of this: the product of its strides."""
 GAMMA = 2.2
@@ -140,12 +142,12 @@ class NAFBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Large pictures in two passes: one up to the mean of the whole, one from there."""
-        spread = in_strips(lambda s: _gated(self.conv2(self.conv1(self.norm1(s)))), (x,), halo=1)
+        spread = in_strips(lambda s: gated(self.conv2(self.conv1(self.norm1(s)))), (x,), halo=1)
         scale: Tensor = self.sca(spread)
 
         def rest(x: Tensor, spread: Tensor) -> Tensor:
             y: Tensor = x + self.beta * self.conv3(spread * scale)
-            z: Tensor = y + self.gamma * self.conv5(_gated(self.conv4(self.norm2(y))))
+            z: Tensor = y + self.gamma * self.conv5(gated(self.conv4(self.norm2(y))))
             return z
 
         return in_strips(rest, (x, spread), halo=0)
@@ -183,12 +185,6 @@ class _Fusion(nn.Module):
 
 def _conv3(inputs: int, outputs: int) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, 3, padding=1)
-
-
-def _gated(x: Tensor) -> Tensor:
-    """One half of the channels times the other."""
-    a, b = x.chunk(2, dim=1)
-    return a * b
 
 
 def in_strips(work: Callable[..., Tensor], pictures: Sequence[Tensor], *, halo: int) -> Tensor:

@@ -19,15 +19,20 @@ FIRST_BETA, LAST_BETA = 0.00085, 0.012
 """Of the schedule of Stable Diffusion (Rombach et al. 2022): square roots of beta rise linearly."""
 
 
-@lru_cache(maxsize=1)
-def kept() -> tuple[float, ...]:
-    """STEPS values: the share abar of a latent's variance that is not noise yet (Ho et al. 2020, equation 4)."""
-    first, last = math.sqrt(FIRST_BETA), math.sqrt(LAST_BETA)
+@lru_cache(maxsize=4)
+def kept(first_beta: float = FIRST_BETA, last_beta: float = LAST_BETA, steps: int = STEPS) -> tuple[float, ...]:
+    """`steps` values: the share abar of a latent's variance that is not noise yet (Ho et al. 2020, equation 4)."""
+    first, last = math.sqrt(first_beta), math.sqrt(last_beta)
     left, found = 1.0, []
-    for step in range(STEPS):
-        left *= 1 - (first + (last - first) * step / (STEPS - 1)) ** 2
+    for step in range(steps):
+        left *= 1 - (first + (last - first) * step / (steps - 1)) ** 2
         found.append(left)
     return tuple(found)
+
+
+def without_noise(latent: Tensor, noise: Tensor, abar: float) -> Tensor:
+    """x0 = (z - sqrt(1 - abar) eps) / sqrt(abar) (Ho et al. 2020, equation 4 solved for x0)."""
+    return (latent - math.sqrt(1 - abar) * noise) / math.sqrt(abar)
 
 
 def noised(latent: Tensor, noise: Tensor, step: Tensor) -> Tensor:
@@ -37,9 +42,8 @@ def noised(latent: Tensor, noise: Tensor, step: Tensor) -> Tensor:
 
 
 def denoised(latent: Tensor, noise: Tensor, step: int) -> Tensor:
-    """x0 = (z - sqrt(1 - abar) eps) / sqrt(abar): the one step (paper section 3.4), and part of every other."""
-    abar = kept()[step]
-    return (latent - math.sqrt(1 - abar) * noise) / math.sqrt(abar)
+    """`without_noise` at a step of our own schedule: the one step (paper section 3.4), and part of every other."""
+    return without_noise(latent, noise, kept()[step])
 
 
 def from_noise(predict: Callable[[Tensor, int], Tensor], start: Tensor, steps: int = 50) -> Tensor:

@@ -23,11 +23,10 @@ from torch.nn import functional
 
 from gmodiff.errors import FileFormatError
 from gmodiff.model.dareg import STRIDE, DaReg, DaRegShape, network_input
+from gmodiff.model.diffusion import ONE_STEP_AT, STEPS, kept, without_noise
 from gmodiff.model.released import UNUSED, Released, Weights, account, check_whole, folded_part
 from gmodiff.model.sd21_backbone import LATENT_CHANNELS, Backbone, model_classes
 
-TIMESTEP = 499
-"""Where on the noise schedule the one step is taken (section 3.3)."""
 LATENT_PX = 8
 """Pixels a side of one latent."""
 UNET_TILE, UNET_OVERLAP = 96, 32
@@ -38,7 +37,6 @@ VAE_WHOLE_PX = 2_000_000
 """Pixels up to which the VAE sees the picture whole, as the release always does; the papers' scenes of 1500x1000 are below."""
 VAE_TILE_PX, VAE_OVERLAP_PX = 1024, 256
 """Side of the VAE's tiles in larger pictures, and the width over which they are blended."""
-MIN_VAE_TILE_PX = 2 * VAE_OVERLAP_PX
 PUBLISHED = DaRegShape()
 
 
@@ -53,16 +51,14 @@ class Refined(NamedTuple):
 class OneStep:
     """The diffusion step, apart from the network that predicts noise (DDPM, Ho et al. 2020, equation 15 solved for x0)."""
 
-    def __init__(self, scheduler: Mapping[str, Any], timestep: int = TIMESTEP) -> None:
-        steps = int(scheduler.get("num_train_timesteps", 1000))
-        first, last = math.sqrt(float(scheduler["beta_start"])), math.sqrt(float(scheduler["beta_end"]))
-        betas = ((first + (last - first) * k / (steps - 1)) ** 2 for k in range(timestep + 1))  # "scaled_linear"
+    def __init__(self, scheduler: Mapping[str, Any], timestep: int = ONE_STEP_AT) -> None:
+        steps = int(scheduler.get("num_train_timesteps", STEPS))
         self.timestep = timestep
-        self.alpha_bar = math.prod(1 - b for b in betas)
+        self.alpha_bar = kept(float(scheduler["beta_start"]), float(scheduler["beta_end"]), steps)[timestep]
 
     def x0(self, z: Tensor, eps: Tensor) -> Tensor:
         """The latent that z is a noisy version of, if eps is its noise."""
-        return (z - math.sqrt(1 - self.alpha_bar) * eps) / math.sqrt(self.alpha_bar)
+        return without_noise(z, eps, self.alpha_bar)
 
 
 class Context(nn.Module):

@@ -57,7 +57,7 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, header: dict[str, s
     unfinished = path.with_name(f".{path.name}")
     try:
         save_file(kept, unfinished, header)
-        unfinished.chmod(0o666 & ~_umask())  # safetensors writes for the owner alone
+        readable_by_all(unfinished)
         unfinished.replace(path)
     except (OSError, SafetensorError) as error:
         raise OutputError(f"{path}: cannot be written ({error})") from None
@@ -65,10 +65,11 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, header: dict[str, s
         unfinished.unlink(missing_ok=True)
 
 
-def _umask() -> int:
+def readable_by_all(path: Path) -> None:
+    """As new files are for whoever runs this: safetensors writes for the owner alone."""
     mask = os.umask(0)
     os.umask(mask)
-    return mask
+    path.chmod(0o666 & ~mask)
 
 
 def read_tensors(path: Path, wanted: str) -> tuple[dict[str, Tensor], dict[str, str]]:

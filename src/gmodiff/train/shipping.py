@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import statistics
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from gmodiff.model.on_arrays import OnArrays
 from gmodiff.model.refiner import REFINER_HALO_PX, read_refiner, write_refiner
 from gmodiff.model.regressor import GAIN_LIMIT, HALO_PX, MAX_FRAMES, STRIDE
 from gmodiff.model.weights import digest, read_weights, write_weights
-from gmodiff.runtime import CARD_FORMAT, Card
+from gmodiff.runtime import CARD_FORMAT, Card, sha256
 from gmodiff.writer import replacing
 
 ABOUT = "degradation-aware regressor of the gain map: fusion weights over aligned frames and a bounded residual"
@@ -82,7 +81,7 @@ def _shipped(card: Path, single: Path, own: dict[str, Any], network: nn.Module, 
     content: dict[str, Any] = {
         "format": CARD_FORMAT,
         **own,
-        "sha256": {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in (graph, single)},
+        "sha256": {p.name: sha256(p) for p in (graph, single)},
         "parameters": sum(p.numel() for p in network.parameters()),
         "licence": LICENCE,
         "trained_on": facts.get("data", {}).get(first, "not recorded"),

@@ -7,7 +7,7 @@ that a checkpoint is whole.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -72,8 +72,8 @@ class Stage(nn.Module):
         """What a weights file says beyond what every run says."""
         return {}
 
-    def _autocast(self, batch: Batch) -> torch.autocast:
-        return torch.autocast(batch["linear"].device.type, torch.bfloat16, enabled=self.recipe.bf16)
+    def _autocast(self, device: torch.device) -> torch.autocast:
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.recipe.bf16)
 
 
 def begin(recipe: Recipe, start: Path | None, regressor: Path | None = None) -> Stage:
@@ -142,7 +142,7 @@ class EstimateStage(Stage):
 
     def _estimate(self, batch: Batch, *, with_mask: bool = False) -> tuple[Tensor, Tensor | None]:
         """The gain, and the logits of the mask."""
-        with self._autocast(batch):
+        with self._autocast(batch["linear"].device):
             estimate = self.network(**{k: batch[k] for k in INPUTS}, with_mask=with_mask)
         gain = full_gain(estimate.change.float(), batch["merged"], batch["stops"], batch["encoded"])
         return gain, None if estimate.degradation is None else estimate.degradation.float()
@@ -187,7 +187,7 @@ class _RefinerStage(Stage):
 
     def _encoded(self, batch: Batch, pictures: Tensor) -> tuple[Tensor, Skips]:
         """Latents and skips in single precision. Decoding is never done in half: a gain in bfloat16 is wrong by up to 1 % of radiance."""
-        with self._autocast(batch):
+        with self._autocast(batch["linear"].device):
             latent, skips = self.refiner.latent(pictures)
         return latent.float(), Skips(skips.fine.float(), skips.coarse.float())
 
@@ -247,7 +247,7 @@ class _Guided(_RefinerStage):
 
     def _guidance(self, batch: Batch) -> tuple[Tensor, Tensor, Estimate]:
         """(B, 3, H, W) gain of the estimate, (B, 1, H / 4, W / 4) mask 0..1, and the regressor's answer."""
-        with torch.no_grad(), self._autocast(batch):
+        with torch.no_grad(), self._autocast(batch["linear"].device):
             found: Estimate = self.guide(**{k: batch[k] for k in INPUTS}, with_mask=True)
         assert found.degradation is not None
         gain = full_gain(found.change.float(), batch["merged"], batch["stops"], batch["encoded"])
@@ -256,6 +256,15 @@ class _Guided(_RefinerStage):
     def facts(self) -> dict[str, Any]:
         """The regressor that it was trained beside."""
         return {"guide": digest(self.guide)}
+
+
+class _Known(NamedTuple):
+    """What does not depend on the timestep: the true latent, and the conditions as `Denoiser.forward` takes them."""
+
+    latent: Tensor
+    condition: Tensor
+    mask: Tensor
+    context: tuple[Tensor, Tensor, Tensor]
 
 
 class PriorStage(_Guided):
@@ -274,33 +283,31 @@ class PriorStage(_Guided):
         latent = self.refiner.autoencoder.shape.latent, *(s // LATENT_FOLD for s in batch["encoded"].shape[-2:])
         noise = torch.randn((whole, *latent), generator=dice)
         rank, world = self.share
-        loss = self._loss(batch, *(values[rank::world].to(batch["linear"].device) for values in (at, noise, guided)))
+        loss = self._loss(self._known(batch), *(values[rank::world].to(batch["linear"].device) for values in (at, noise, guided)))
         return loss, {"noise": loss}
 
     @torch.no_grad()
     def check(self, batch: Batch) -> dict[str, float]:
         """The same loss with the context, over timesteps and at the one of the one step; noise is the same from check to check."""
-        device, found = batch["linear"].device, []
+        device, found, known = batch["linear"].device, [], self._known(batch)
         shape = 1, self.refiner.autoencoder.shape.latent, *(s // LATENT_FOLD for s in batch["encoded"].shape[-2:])
         for step in CHECKED_STEPS:
             noise = torch.randn(shape, generator=torch.Generator().manual_seed(step)).to(device)
             guided = torch.ones(1, dtype=torch.bool, device=device)
-            found.append(float(self._loss(batch, torch.tensor([step], device=device), noise, guided)))
+            found.append(float(self._loss(known, torch.tensor([step], device=device), noise, guided)))
         return {"noise": sum(found) / len(found), "noise_at_one_step": found[CHECKED_STEPS.index(ONE_STEP_AT)]}
 
-    def _loss(self, batch: Batch, at: Tensor, noise: Tensor, guided: Tensor) -> Tensor:
+    @torch.no_grad()
+    def _known(self, batch: Batch) -> _Known:
         _, mask, found = self._guidance(batch)
-        with torch.no_grad():
-            latent, condition = (self._encoded(batch, p)[0] for p in (true_gain(batch), short_frame(batch)))
+        latent, condition = (self._encoded(batch, p)[0] for p in (true_gain(batch), short_frame(batch)))
+        return _Known(latent, condition, nn.functional.avg_pool2d(mask, 2), found.context)
+
+    def _loss(self, known: _Known, at: Tensor, noise: Tensor, guided: Tensor) -> Tensor:
         with_context = guided.float()[:, None, None, None]
-        with self._autocast(batch):
-            predicted = self.refiner.denoiser(
-                noised(latent, noise, at),
-                condition,
-                nn.functional.avg_pool2d(mask, 2),
-                [c * with_context for c in found.context],
-                at,
-            )
+        context = [c * with_context for c in known.context]
+        with self._autocast(known.latent.device):
+            predicted = self.refiner.denoiser(noised(known.latent, noise, at), known.condition, known.mask, context, at)
         return nn.functional.mse_loss(predicted.float(), noise)
 
 
@@ -335,7 +342,7 @@ class OneStepStage(_Guided):
         latent, skips = self._encoded(batch, gain)
         condition, _ = self._encoded(batch, short_frame(batch))
         small = nn.functional.avg_pool2d(mask, 2)
-        with self._autocast(batch):
+        with self._autocast(batch["linear"].device):
             noise = self.refiner.denoiser(
                 latent, condition, small, found.context, torch.full((len(gain),), ONE_STEP_AT, device=gain.device)
             )

@@ -1,0 +1,41 @@
+"""Fixtures that several test files share."""
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Networks this small gain nothing from more, and threads that wait for each other starve where another process has a core."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def small_sd21(monkeypatch):
+    """The full-size model at the size of its stand-in."""
+    from sd21_standin import SHAPE, WIDTH
+
+    monkeypatch.setattr("gmodiff.model.sd21.PUBLISHED", SHAPE)
+    monkeypatch.setattr("gmodiff.model.sd21_backbone.CONTEXT_WIDTH", WIDTH)
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory) -> Path:
+    """A diffusers folder that stands in for Stable Diffusion 2.1."""
+    from sd21_standin import write_backbone
+
+    return write_backbone(tmp_path_factory.mktemp("backbone"))
+
+
+@pytest.fixture(scope="module")
+def weights(backbone, tmp_path_factory) -> Path:
+    """The two released files that belong to it."""
+    from sd21_standin import write_released
+
+    return write_released(tmp_path_factory.mktemp("released"), backbone)
