@@ -39,3 +39,19 @@ def weights(backbone, tmp_path_factory) -> Path:
     from sd21_standin import write_released
 
     return write_released(tmp_path_factory.mktemp("released"), backbone)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """A folder of pictures to train on."""
+    from training_pictures import write_pictures
+
+    return write_pictures(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def store(data, tmp_path_factory):
+    """Scenes of those pictures."""
+    from gmodiff.train.scenes import SceneStore, find_sources
+
+    return SceneStore(find_sources(data), 1, tmp_path_factory.mktemp("cache"), size=64)

@@ -170,6 +170,8 @@ class Reference:
         self.scheduler = json.loads((backbone / "scheduler" / "scheduler_config.json").read_text())
         self.projection = projection(self.width).eval()
         self.projection.load_state_dict(self.stored["proj"])
+        for norm in (m for m in self.projection.modules() if isinstance(m, nn.BatchNorm2d)):
+            norm.momentum = 0.0  # statistics of pictures are not kept
 
     def adapt(self, net: nn.Module, part: str, rank: int, alpha: float, skip: str = "") -> list:
         """Adapters as hooks: out + alpha / rank * B(A(x))."""
@@ -193,7 +195,7 @@ class Reference:
         light = frames**2.2 / exposures[:, None, None, None]
         six = torch.cat([frames, light] if mistake == "sides" else [light, frames], dim=1)
         gain, mask, prior = self.dareg(six[:1], six[1:2], six[2:])
-        self.projection.train(mistake == "statistics")
+        self.projection.train(mistake != "statistics")  # as the release has it
         tokens = self.projection.mask_encoder(mask).flatten(2).permute(0, 2, 1)
         pair = [prior, tokens] if mistake == "order" else [tokens, prior]
         context = self.projection.mlp(torch.cat(pair, dim=-1))

@@ -322,7 +322,7 @@ def test_what_is_no_bracket_is_refused_with_one_line(tmp_path: Path, calls: list
     assert "a.jpg" in line
     assert "copy.jpg" in line
     assert "give one" in refusal(paths, ev=[0, 1, 2], exposures=[1, 2, 4])
-    assert "2 ev given for 3" in refusal(paths, ev=[0, 1])
+    assert "ev 0, 1: 2 numbers for 3 photos" in refusal(paths, ev=[0, 1])
     assert "all the same" in refusal(paths, ev=[1, 1, 1])
     for bad in ([1, 2, 0], [1, 2, -1], [1, 2, math.nan], [1, 2, math.inf]):
         assert "positive" in refusal(paths, exposures=bad)

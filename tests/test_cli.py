@@ -93,7 +93,10 @@ def test_the_network_runs_where_it_is_asked_for(jpegs, tmp_path, capsys):
         (["--model", "none", "--refine", "0.5"], "--refine: of the network, and --model is none"),
         (["--model", "compact", "--refine", "1.5"], "--refine 1.5: expected 0 (nothing) to 1"),
         (["--model", "compact", "--refine", "nan"], "--refine nan: expected"),
-        (["--model", "gone.json"], "model 'gone.json': expected compact, sd21, or the card (.json) of a model with its weights beside it"),
+        (
+            ["--model", "gone.json"],
+            "--model 'gone.json': there is no such file; expected compact, sd21, none, or the card (.json)",
+        ),
     ],
 )
 def test_a_network_that_cannot_run_is_one_line(jpegs, tmp_path, capsys, options, expected):
@@ -161,7 +164,7 @@ def test_existing_output_is_kept_without_force(jpegs, tmp_path, capsys):
     [
         (lambda j, t: [j[0]], "2 to 16 photos"),
         (lambda j, t: [], "2 to 16 photos"),
-        (lambda j, t: [*j, "--ev", "1,2"], "2 ev given for 3 photos"),
+        (lambda j, t: [*j, "--ev", "1,2"], "--ev 1, 2: 2 numbers for 3 photos, expected one for each"),
         (lambda j, t: [*j, "--ev", "a,b,c"], "expected one number per photo"),
         (lambda j, t: [*j, "--ev=-2,0,2", "--exposures", "1,2,3"], "one of them"),
         (lambda j, t: [*j, "--reference", "nobody.jpg"], "nobody.jpg"),

@@ -234,6 +234,19 @@ def test_more_frames_than_the_model_takes_are_thinned_out(count):
     assert np.isfinite(made.radiance).all()
 
 
+def test_frames_much_shorter_than_the_reference_are_left_to_the_merge():
+    """In a bracket of eleven stops below the reference all it shows is nearly no gain at all, and a network's noise is a tint."""
+    bracket = photos(scene(), (-11.0, -9.0, -6.0, -3.0, 0.0, 2.0), reference=4)
+    assert frames_for(bracket, 9) == [4, 2, 3, 5]
+    assert frames_for(photos(scene(), (-9.0, 0.0), reference=1), 9) == [1, 0]  # one other is always needed
+    fake = Fake(0.1)
+    merged = np.full((96, 128, 3), 2.0, np.float32)
+    merged[:, 64:] = 2.0**8  # brighter than the white of the shortest that is given
+    found = Estimator(fake)(bracket, [Alignment()] * 6, merged).radiance
+    assert (found[:, :64] > 2.0).mean() > 0.95
+    np.testing.assert_array_equal(found[:, 64:], merged[:, 64:])
+
+
 def test_what_the_network_makes_up_is_labelled_inferred():
     provenance = np.array([[REFERENCE, ALIGNED, INFERRED, ALIGNED]], np.uint8)
     estimate = Estimate(np.ones((1, 4, 3), np.float32), invented=np.array([[True, True, True, False]]))

@@ -5,7 +5,8 @@ from gmodiff.errors import InputError
 from gmodiff.estimate import Estimate
 from gmodiff.image import Bracket
 from gmodiff.pipeline import reconstruct
-from gmodiff.radiometry import TAPER_ENCODED, radiance_interval_codes, srgb_decode
+from gmodiff.provenance import HELD_SIGMAS
+from gmodiff.radiometry import TAPER_ENCODED, radiance_interval_codes, response_slope, srgb_decode
 from synthetic import photos, psnr_mu, scene
 
 
@@ -43,13 +44,24 @@ def test_a_wrong_model_moves_measured_pixels_by_nothing(bracket, value):
         assert (image.radiance[measured][:, c] <= high[codes, c]).all()
 
 
-def test_what_lies_inside_the_interval_is_left_alone(bracket):
-    """A model that returns the reference's own radiance gets exactly that back."""
-    own = bracket.response.linearise(bracket.frames[bracket.reference].encoded)
-    image = reconstruct(bracket, lambda b, a, m, progress: Estimate(own))
-    unclipped = bracket.frames[bracket.reference].encoded < 0.97 * 255
-    assert np.isfinite(image.radiance).all()
-    assert np.array_equal(image.radiance[unclipped], own[unclipped])
+def test_an_estimate_that_is_the_merge_changes_nothing(bracket):
+    image = reconstruct(bracket, lambda b, a, m, progress: Estimate(m))
+    assert np.array_equal(image.radiance, reconstruct(bracket).radiance)
+
+
+def test_an_estimate_moves_measured_pixels_by_half_a_deviation_at_most(bracket):
+    """A tint inside the interval would be seen: what the reference measured stays with the merge, within HELD_SIGMAS."""
+    merged = reconstruct(bracket).radiance
+    reference = bracket.frames[bracket.reference]
+    measured = (reference.encoded < TAPER_ENCODED * 255).all(axis=2)
+    linear = bracket.response.at(np.arange(256) / 255)
+    leeway = HELD_SIGMAS * reference.noise.sigma_linear(linear, response_slope(linear))
+    allowed = np.stack([leeway[:, c].take(reference.encoded[..., c]) for c in range(3)], axis=-1)
+    for factor in (1.05, 0.95, 3.0):
+        tinted = reconstruct(bracket, lambda b, a, m, progress, factor=factor: Estimate(m * np.float32((factor, 1, 1)))).radiance
+        moved = np.abs(tinted - merged)[measured]
+        assert (moved <= 1.001 * allowed[measured] + 1e-6).all()
+        assert moved[:, 0].mean() > 0.3 * allowed[measured][:, 0].mean()  # it does move
 
 
 def test_a_model_of_another_shape_is_refused(bracket):

@@ -69,13 +69,13 @@ def test_each_mistake_would_be_seen(system, reference, mistake):
     assert (system.refine(given, EXPOSURES).gain - reference(given, EXPOSURES, mistake)).abs().max() > 1e-3
 
 
-def test_statistics_of_the_picture_are_the_released_programs(system, reference):
+def test_stored_statistics_are_those_of_a_network_in_use(system, reference):
     given = frames(96, 96)
-    system.context.picture_statistics = True
+    system.context.stored_statistics = True
     try:
         assert (system.refine(given, EXPOSURES).gain - reference(given, EXPOSURES, "statistics")).abs().max() < 1e-4
     finally:
-        system.context.picture_statistics = False
+        system.context.stored_statistics = False
 
 
 @pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="peft is not installed (it is not needed to run)")

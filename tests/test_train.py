@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import OpenImageIO as oiio
 import pytest
 import torch
 from PIL import Image
@@ -28,6 +27,7 @@ from gmodiff.train.losses import average_precision, errs, estimate_loss, full_si
 from gmodiff.train.recipes import MASK, REGRESSOR
 from gmodiff.train.scenes import SceneStore, TrainingScene, draw, find_sources, render, simulated
 from gmodiff.train.stages import INPUTS, begin
+from training_pictures import write_hdr
 
 SETS = Path(__file__).parent.parent / "benchmarks" / "sets"
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
@@ -38,32 +38,6 @@ RECIPE = replace(
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def write_hdr(path: Path, light: np.ndarray) -> None:
-    out = oiio.ImageOutput.create(str(path))
-    out.open(str(path), oiio.ImageSpec(light.shape[1], light.shape[0], 3, "float"))
-    out.write_image(light.astype(np.float32))
-    out.close()
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    """Two small panoramas and a photo."""
-    folder = tmp_path_factory.mktemp("data")
-    rng = np.random.default_rng(0)
-    for n in range(2):
-        y, x = np.mgrid[0:128, 0:256] / 16
-        light = 0.1 + np.abs(np.sin(x + n) * np.cos(y)) + (rng.random((128, 256)) < 0.02) * 30
-        write_hdr(folder / f"scene_{n}.hdr", light[..., None] * (1.0, 0.8, 0.6))
-    noise = rng.integers(0, 255, (14, 20, 3), np.uint8)
-    Image.fromarray(noise).resize((640, 448), Image.Resampling.BICUBIC).save(folder / "photo.jpg")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def store(data, tmp_path_factory) -> SceneStore:
-    return SceneStore(find_sources(data), 1, tmp_path_factory.mktemp("cache"), size=64)
 
 
 def weights_of(path: Path) -> dict:

@@ -57,6 +57,8 @@ def read_bracket(
 
     Raises InputError and its children, with one line, for whatever makes the files no bracket.
     """
+    if isinstance(paths, (str, os.PathLike)):
+        raise InputError(f"paths is one path ({os.fspath(paths)}), expected a list of 2 to 16")
     files = [Path(p) for p in paths]
     _check_arguments(files, exposures, ev)
     wanted = None if reference is None else _reference_index(reference, files)
@@ -136,7 +138,9 @@ def _check_arguments(files: list[Path], exposures: Sequence[float] | None, ev: S
         raise InputError("exposures and ev were both given; give one of them")
     for name, values in (("exposures", exposures), ("ev", ev)):
         if values is not None and len(values) != len(files):
-            raise InputError(f"{len(values)} {name} given for {len(files)} photos; expected one for each")
+            raise InputError(
+                f"{name} {', '.join(f'{v:g}' for v in values)}: {len(values)} numbers for {len(files)} photos, expected one for each"
+            )
     if exposures is not None and not all(math.isfinite(e) and 1e-12 <= e <= 1e12 for e in exposures):
         raise InputError(f"exposures {list(exposures)} must all be positive numbers")
     if ev is not None and not all(math.isfinite(e) and abs(e) <= 40 for e in ev):

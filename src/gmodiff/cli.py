@@ -28,7 +28,7 @@ def main() -> None:
     try:
         command(prog_name="gmodiff", standalone_mode=False)
     except GMODiffError as error:
-        click.echo(f"gmodiff: {error}", err=True)
+        click.echo(f"gmodiff: {_as_typed(str(error), sys.argv[1:])}", err=True)
         sys.exit(BAD_INPUT)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
@@ -47,6 +47,18 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()  # whoever read our output has gone; there is nobody to tell
         sys.exit(0)
+
+
+def _as_typed(message: str, words: list[str]) -> str:
+    """A message of the library that begins with the name of an argument, as in "tile 5: expected ...", with the option's name instead."""
+    asked: click.Command | None = command
+    for word in words:
+        if not isinstance(asked, click.Group):
+            break
+        asked = asked.commands.get(word)
+    options = {o for p in asked.params for o in p.opts} if asked is not None else set()
+    first = message.split(" ", 1)[0]
+    return f"--{message}" if f"--{first}" in options else message
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -318,6 +330,8 @@ def inspect_file(file: str, as_json: bool, preview: str | None, headroom: float 
     if preview is not None:
         render_preview(file, preview, headroom=headroom, force=force)
     click.echo(json.dumps(facts, indent=2) if as_json else as_text(facts))
+    if preview is not None and not as_json:
+        click.echo(f"preview: {preview}")
 
 
 command.add_command(evaluate)

@@ -23,7 +23,7 @@ from gmodiff.align import Alignment, warp_rows
 from gmodiff.errors import InputError
 from gmodiff.gainmap import MU_GAIN, OFFSET
 from gmodiff.image import Bracket
-from gmodiff.provenance import INFERRED, REFERENCE, look_up
+from gmodiff.provenance import INFERRED, REFERENCE, largest, look_up
 from gmodiff.radiometry import F32
 from gmodiff.refine import Refinement
 from gmodiff.runtime import Card, Model
@@ -39,6 +39,11 @@ BESIDE = 1.1
 ESTIMATED_PX = 3_000_000
 """About how many pixels of a picture the network is given unless the caller says otherwise: larger ones are made smaller by a whole
 number, 12 megapixels by 2 a side, 24 by 3. The merge, and with it detail, stays at full size; time and memory stop growing."""
+
+DEEPEST_STOPS = 6.5
+"""How much shorter than the reference's an exposure may be for the network. Its gain is relative to the shortest frame's white; seen from
+a white that lies higher still, all that the reference shows is nearly 0, and a thousandth of gain is a tint. Shorter frames have their
+say in the merge, and what only they saw stays as merged."""
 
 INVENTED_GAIN = 0.06
 """A pixel that the reference did not measure counts as inferred where the network's own residual, which no frame accounts for, moves
@@ -103,7 +108,8 @@ class Estimator:
             self.refinement.check_fits(self.model.card)
         least = 4 * self.model.card.halo_px
         if self.tile is not None and min(self.tile) < least:
-            raise InputError(f"tile {self.tile[1]}x{self.tile[0]}: expected {least} pixels a side or more for model {self.model.card.name}")
+            size = str(self.tile[0]) if self.tile[0] == self.tile[1] else f"{self.tile[1]}x{self.tile[0]}"
+            raise InputError(f"tile {size}: expected {least} pixels a side or more for model {self.model.card.name}")
         if self.shrink is not None and self.shrink < 1:
             raise InputError(f"shrink {self.shrink}: expected 1 (full size) or more")
 
@@ -113,6 +119,7 @@ class Estimator:
         """merged: (H, W, 3) radiance of the classical merge. Raises InputError where memory does not suffice for a tile."""
         card = self.model.card
         order = frames_for(bracket, card.max_frames)
+        left_out = bool(bracket.relative_exposures[0] < min(bracket.relative_exposures[i] for i in order))
         shrink = self.shrink or max(1, round((merged[..., 0].size / ESTIMATED_PX) ** 0.5))
         feed = _Feed(bracket, alignments, merged, order, shrink)
         height, width = feed.shape
@@ -149,11 +156,11 @@ class Estimator:
         del band  # as large as what follows
         if not np.isfinite(change.sum(dtype=np.float64)):
             raise InputError(f"model {card.name} returned values that are not finite: its weights are broken; take another --model")
-        return _applied(feed, change, residual, mask, card)
+        return _applied(feed, change, residual, mask, card, left_out=left_out)
 
 
-def _applied(feed: _Feed, change: F32, residual: F32, mask: _Mask, card: Card) -> Estimate:
-    """The network's answer at the size of the picture."""
+def _applied(feed: _Feed, change: F32, residual: F32, mask: _Mask, card: Card, *, left_out: bool) -> Estimate:
+    """The network's answer at the size of the picture. left_out: shorter frames than the network got have a say in the merge."""
     full = height, width = feed.merged.shape[:2]
     over = tuple(s * feed.shrink for s in feed.shape)  # what the shrunken pixels cover: the picture, and up to shrink - 1 pixels more
     radiance = change if feed.shrink == 1 else np.empty((*full, 3), np.float32)
@@ -163,7 +170,9 @@ def _applied(feed: _Feed, change: F32, residual: F32, mask: _Mask, card: Card) -
         rows = slice(first, end)
         moved = change[rows] if feed.shrink == 1 else enlarged_rows(change, first, end, *over)[:, :width]
         made_up = residual[rows] if feed.shrink == 1 else enlarged_rows(residual, first, end, *over)[:, :width]
-        radiance[rows] = _radiance(feed.merged[rows], moved, feed.encoded(rows), feed.white, card)
+        merged = feed.merged[rows]
+        said = _radiance(merged, moved, feed.encoded(rows), feed.white, card)
+        radiance[rows] = _only_below_white(said, merged, feed.white) if left_out else said
         invented[rows] = made_up > INVENTED_GAIN
         degradation[rows] = np.rint(enlarged_rows(mask.small, first, end, *mask.covers(feed.shrink))[:, :width])
 
@@ -172,8 +181,12 @@ def _applied(feed: _Feed, change: F32, residual: F32, mask: _Mask, card: Card) -
 
 
 def frames_for(bracket: Bracket, most: int) -> list[int]:
-    """Indices of the frames the network gets, the reference first: all, or the shortest, the longest and those between, evenly."""
+    """Indices of the frames the network gets, the reference first: all that are not too short for it (DEEPEST_STOPS), or the shortest of
+    those, the longest and those between, evenly.
+    """
     others = [i for i in range(len(bracket.frames)) if i != bracket.reference]
+    deep = [i for i in others if bracket.relative_exposures[i] < 2.0**-DEEPEST_STOPS]
+    others = others[min(len(deep), len(others) - 1) :]
     if len(others) > most - 1:
         others = [others[k] for k in np.unique(np.rint(np.linspace(0, len(others) - 1, most - 1)).astype(int))]
     return [bracket.reference, *others]
@@ -305,6 +318,13 @@ def _start(first: int, size: int, tile: int, card: Card) -> int:
     """Where the tile of a core begins. The last one ends where the whole picture would: what lies beyond its edge counts too."""
     end = -(-size // card.stride) * card.stride
     return max(min(first - card.halo_px, end - tile), 0)
+
+
+def _only_below_white(said: F32, merged: F32, white: np.float32) -> F32:
+    """(rows, columns, 3): the merge where it is brighter than the white, 1 / white, of the shortest frame that the network got."""
+    brightest = largest(merged)[..., None] * white
+    share = np.clip((np.float32(1) - brightest) * np.float32(2), 0, 1)
+    return np.asarray(merged + share * (said - merged), np.float32)
 
 
 def _radiance(merged: F32, change: F32, encoded: F32, white: np.float32, card: Card) -> F32:

@@ -156,14 +156,14 @@ def load_full_model(
     device: str = "auto",
     precision: str = "auto",
     offload: bool | None = None,
-    picture_statistics: bool = False,
+    stored_statistics: bool = False,
 ) -> FullModel:
     """The full-size model from the released files, or from one that `gmodiff convert` made.
 
     card_path: the card (.json) of a converted file, its weights beside it; None: backbone and weights are needed.   backbone: folder or hub
     id of Stable Diffusion 2.1 base.   weights: folder with the two released files.   device: auto, cpu, cuda, cuda:1, mps.   precision: one
     of PRECISIONS; auto is float32 on the processor and float16 elsewhere.   offload: parts wait in main memory until it is their turn;
-    None: where the GPU is small.   picture_statistics: see `model.sd21.Context`.
+    None: where the GPU is small.   stored_statistics: see `model.sd21.Context`.
     Raises InputError, FileFormatError or MissingDependencyError, each saying what to do.
     """
     if precision not in PRECISIONS:
@@ -201,7 +201,7 @@ def load_full_model(
             file = card_path.with_suffix(".safetensors")
             check_weights(file, card)
             system = read_sd21(file, backbone)
-        system.context.picture_statistics = picture_statistics
+        system.context.stored_statistics = stored_statistics
         if offload is None and place.type == "cuda":
             held = sum(p.numel() for p in system.parameters()) * torch.empty(0, dtype=dtype).element_size()
             offload = held + ROOM_BYTES > (free_bytes(place) or 0)

@@ -55,12 +55,27 @@ REFERENCE_LEAN = 15.0
 """Extra weight of a well-exposed reference sample over an aligned one: warping costs sharpness, noise is low there anyway."""
 
 
+MOTION_CELL_PX = 8
+"""Side of the cells in which contradictions are counted."""
+
+MOTION_GAP_STOPS = 0.08
+"""How far apart a frame's interval and the reference's lie where one of them saw something else."""
+
+COVERED = 0.9
+"""Coverage from which a frame may contradict."""
+
+
 @dataclass(frozen=True)
 class Merged:
-    """radiance: (H, W, 3) float32, 1.0 = the reference's white. provenance: (H, W) uint8 labels, see `provenance`."""
+    """radiance: (H, W, 3) float32, 1.0 = the reference's white. provenance: (H, W) uint8 labels, see `provenance`.
+
+    moved: one value a cell of MOTION_CELL_PX a side, (ceil(H / cell), ceil(W / cell)) float32, 0..1: the share of its pixels in which the
+    reference measured one light and another frame another; None where not asked for.
+    """
 
     radiance: F32 = field(repr=False)
     provenance: NDArray[np.uint8] = field(repr=False)
+    moved: F32 | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -88,9 +103,11 @@ def merge(
     bracket: Bracket,
     alignments: Sequence[Alignment | None],
     *,
+    with_motion: bool = False,
     progress: Callable[[float], None] | None = None,
 ) -> Merged:
     """Merge a bracket whose frames have been aligned to the reference. None as an alignment leaves that frame out.
+    with_motion: say also where frames contradict the reference (`Merged.moved`).
 
     The mean is weighted by inverse variance (Granados et al. 2010, equation 6; Robertson et al. 2003, section III), with a
     lean to the reference where it is well exposed.
@@ -100,6 +117,8 @@ def merge(
     provenance = np.empty((height, width), np.uint8)
     unmeasured: dict[int, NDArray[np.uint8]] = {}
     surroundings = _Surroundings(height, width)
+    cells = -(-height // MOTION_CELL_PX), -(-width // MOTION_CELL_PX)
+    moved = np.zeros(cells, np.float32) if with_motion else None
     tolerance = _tolerance(bracket)
     tables = [
         _code_tables(frame, bracket.response, exposure, tolerance, REFERENCE_LEAN if i == bracket.reference else 0.0)
@@ -110,7 +129,10 @@ def merge(
 
     def strip(first: int, end: int) -> None:
         value = radiance[first:end]
-        labels, missing = _merge_rows(bracket, alignments, tables, others, shortest, first, end, value)
+        at = slice(first // MOTION_CELL_PX, -(-end // MOTION_CELL_PX))
+        labels, missing = _merge_rows(
+            bracket, alignments, tables, others, shortest, first, end, value, None if moved is None else moved[at]
+        )
         provenance[first:end] = labels
         if missing is not None:
             unmeasured[first] = missing
@@ -125,7 +147,7 @@ def merge(
                 _continue_into(radiance[first:end], unmeasured[first], log2_surroundings, first)
 
         for_each_strip(fill, height)
-    return Merged(radiance, provenance)
+    return Merged(radiance, provenance, moved)
 
 
 def _tolerance(bracket: Bracket) -> float:
@@ -185,8 +207,9 @@ def _merge_rows(
     first: int,
     end: int,
     value: F32,
+    moved: F32 | None,
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-    """One strip: radiance goes into value, (rows, W, 3).
+    """One strip: radiance goes into value, (rows, W, 3), and where frames contradict the reference into moved, if it is there.
 
     Returns (rows, W) labels, and (rows, W, 3) uint8 0..255 "not measured", or None where all was.
     """
@@ -204,6 +227,8 @@ def _merge_rows(
     if beside_clipped.any():
         low = cv2.copyTo(look_up(reference.low_beside_clipped, codes), beside_clipped, low)
         high = cv2.copyTo(look_up(reference.high_beside_clipped, codes), beside_clipped, high)
+    own_low, own_high, measured = low, high, 1 - beside_clipped
+    contradicted = None if moved is None else np.zeros(brightest.shape, np.uint8)
     brightest = brightest[inner]
     black = largest(low[inner]) == 0
     weight = look_up(reference.weight, brightest)
@@ -223,6 +248,9 @@ def _merge_rows(
         agrees = _agreement(low, high, least, low_i, high_i)
         if coverage is not None:
             agrees *= coverage
+        if contradicted is not None:
+            apart = _gap(own_low, own_high, low_i, high_i) > MOTION_GAP_STOPS * LOG_STEPS_PER_STOP
+            contradicted |= apart.view(np.uint8) & measured & (1 if coverage is None else (coverage > COVERED).view(np.uint8))
         if n + 1 < len(others):
             # Where the sample is believed its interval holds too, so that farther frames are tested against it.
             believed = (agrees > 0.5) & (largest(warped) < CLIPPED_ENCODED * np.iinfo(warped.dtype).max)
@@ -243,6 +271,8 @@ def _merge_rows(
         if i == shortest:
             short_codes, short_agrees = warped, agrees
     np.maximum(confidence, used, out=confidence)
+    if moved is not None and contradicted is not None:
+        moved[:] = _cell_means(contradicted[inner])
 
     total.divided_by(weight, value)
     labels = ((clipped & (used > 0.5)) | (black & (lit > 0.5))).astype(np.uint8) * np.uint8(ALIGNED)
@@ -291,14 +321,32 @@ def _agreement(low: NDArray[Any], high: NDArray[Any], least: NDArray[Any], low_i
 
     The gap between the intervals counts alone and averaged over a window.
     """
-    gap = largest(cv2.max(cv2.subtract(low, high_i), cv2.subtract(low_i, high)))  # uint16 subtraction stops at 0
-    gap = cv2.max(gap, cv2.subtract(least, largest(high_i)))
-    np.minimum(gap, np.uint16(LOG_STEPS_PER_STOP), out=gap)
-    # What is thinner than three pixels is an edge that glare widened or alignment missed by a hair, not a thing that moved.
-    gap = cv2.erode(gap, np.ones((EDGE_PX, EDGE_PX), np.uint8), borderType=cv2.BORDER_REPLICATE)
+    gap = _gap(low, high, low_i, high_i, cv2.subtract(least, largest(high_i)))
     spread = cv2.boxFilter(gap, cv2.CV_32F, (GHOST_WINDOW_PX, GHOST_WINDOW_PX), borderType=cv2.BORDER_REPLICATE)
     doubt = cv2.max(gap.astype(np.float32) * np.float32(1 / GHOST_GAP_STOPS), spread * np.float32(1 / GHOST_SPREAD_STOPS))
     return np.asarray(1 - _smoothstep(doubt * np.float32(1 / LOG_STEPS_PER_STOP)), np.float32)
+
+
+def _gap(
+    low: NDArray[Any], high: NDArray[Any], low_i: NDArray[Any], high_i: NDArray[Any], also: NDArray[Any] | None = None
+) -> NDArray[np.uint16]:
+    """(rows, W) log steps between intervals, of the channel where they lie farthest apart, up to a stop. also: another gap to count.
+
+    What is thinner than three pixels is an edge that glare widened or alignment missed by a hair, not a thing that moved.
+    """
+    gap = largest(cv2.max(cv2.subtract(low, high_i), cv2.subtract(low_i, high)))  # uint16 subtraction stops at 0
+    if also is not None:
+        gap = cv2.max(gap, also)
+    np.minimum(gap, np.uint16(LOG_STEPS_PER_STOP), out=gap)
+    return np.asarray(cv2.erode(gap, np.ones((EDGE_PX, EDGE_PX), np.uint8), borderType=cv2.BORDER_REPLICATE), np.uint16)
+
+
+def _cell_means(flags: NDArray[np.uint8]) -> F32:
+    """(rows, W) of 0 and 1 to the mean of each cell of MOTION_CELL_PX a side, those at the end as if filled up with 0."""
+    rows, columns = flags.shape
+    padded = np.pad(flags, ((0, -rows % MOTION_CELL_PX), (0, -columns % MOTION_CELL_PX)))
+    size = padded.shape[1] // MOTION_CELL_PX, padded.shape[0] // MOTION_CELL_PX
+    return np.asarray(cv2.resize(padded.astype(np.float32), size, interpolation=cv2.INTER_AREA), np.float32)
 
 
 def _continue_into(radiance: F32, missing: NDArray[np.uint8], surroundings: tuple[F32, F32], first: int) -> None:
@@ -390,4 +438,4 @@ def _smoothstep(t: NDArray[Any]) -> NDArray[Any]:
     return np.asarray(t * t * (3 - 2 * t), t.dtype)
 
 
-assert STRIP_ROWS % FILL_GRID_PX == 0, "strips must start on the cell grid"
+assert STRIP_ROWS % FILL_GRID_PX == STRIP_ROWS % MOTION_CELL_PX == 0, "strips must start on the cell grids"

@@ -18,6 +18,7 @@ from gmodiff.merge import merge
 from gmodiff.provenance import constrain, summarise
 from gmodiff.radiometry import F32
 from gmodiff.runtime import Model
+from gmodiff.stillness import hold_where_still
 from gmodiff.tonemap import DEFAULT_HEADROOM_STOPS, in_published_primaries, render
 
 
@@ -44,15 +45,16 @@ def reconstruct_radiance(
 
     reference = bracket.frames[bracket.reference]
     alignments = align_bracket(bracket, progress=step("align")) if align else tuple(Alignment() for _ in bracket.frames)
-    merged = merge(bracket, alignments, progress=step("merge"))
-    radiance, provenance, degradation = merged.radiance, merged.provenance, None
+    merged = merge(bracket, alignments, with_motion=model is not None, progress=step("merge"))
+    radiance, provenance, degradation, beside = merged.radiance, merged.provenance, None, None
     if model is not None:
         estimate = estimator(model)(bracket, alignments, radiance, progress=step("estimate"))
         if estimate.radiance.shape != radiance.shape:
             raise InputError(f"the model returned radiance of shape {estimate.radiance.shape}, expected {radiance.shape}")
-        radiance = np.array(estimate.radiance, np.float32)  # a copy: what follows works in place
-        provenance, degradation = estimate.relabelled(provenance), estimate.degradation
-    constrain(radiance, reference.encoded, bracket.response, reference.noise, out=radiance)
+        radiance, beside = np.array(estimate.radiance, np.float32), merged.radiance  # a copy: what follows works in place
+        held = hold_where_still(radiance, merged, reference.encoded)
+        provenance, degradation = np.where(held, provenance, estimate.relabelled(provenance)), estimate.degradation
+    constrain(radiance, reference.encoded, bracket.response, reference.noise, merged=beside, out=radiance)
     return Reconstruction(radiance, provenance, tuple(alignments), degradation)
 
 
@@ -70,8 +72,8 @@ def reconstruct(
 
     model: from `load_model`; None for the classical result (measured samples only, smooth continuation where there are none).
     align: False for frames known to be registered. look, base, headroom: see `tonemap.render`.
-    Raises InputError where the model returns another shape. Whatever it says, the result lies inside
-    the radiance interval that the reference frame measured.
+    Raises InputError where the model returns another shape. Whatever it says, what the reference frame measured stays within half a
+    deviation of its noise of the classical merge, and inside the radiance interval of its codes (`provenance.constrain`).
     """
     reference = bracket.frames[bracket.reference]
     made = reconstruct_radiance(bracket, model, align=align, progress=progress)

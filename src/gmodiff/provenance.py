@@ -12,14 +12,25 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from gmodiff.radiometry import F32, CameraResponse, NoiseModel, clipping_nearness, radiance_interval_codes
+from gmodiff.radiometry import F32, CameraResponse, NoiseModel, clipping_nearness, radiance_interval_codes, response_slope
 from gmodiff.tiling import for_each_strip
 
 REFERENCE, ALIGNED, INFERRED = 0, 1, 2
 
+HELD_SIGMAS = 0.5
+"""How far an estimate may move from the merge what the reference measured, in deviations of the reference's noise: about half a code of
+a photo. The merge is nearly as good there as can be. Letting estimates use the whole interval brought 0.1 dB PSNR-mu (of 1.3, on
+32 simulated scenes of the training pictures) and tints of several codes on photos unlike those."""
+
 
 def constrain(
-    radiance: F32, reference_encoded: NDArray[Any], response: CameraResponse, noise: NoiseModel, *, out: F32 | None = None
+    radiance: F32,
+    reference_encoded: NDArray[Any],
+    response: CameraResponse,
+    noise: NoiseModel,
+    *,
+    merged: F32 | None = None,
+    out: F32 | None = None,
 ) -> F32:
     """(H, W, 3) radiance clamped into the interval that the reference's own codes allow, channel by channel.
 
@@ -28,12 +39,17 @@ def constrain(
     uint8 or uint16. Whatever made the radiance, where the reference measured the result lies within its noise and
     quantisation; only clipped (and black) pixels are free. Of a clipped pixel the brightest channel stays at or above clipping, the
     others are bound only as far as their codes prove (`radiometry.IntervalTables`). out may be `radiance` itself.
+
+    merged: (H, W, 3) radiance of the classical merge, where `radiance` is another estimate: before all that, it is held to within
+    HELD_SIGMAS of the merge wherever the reference measured, and the less so the nearer to clipping the pixel is.
     """
     low, high, beside = radiance_interval_codes(response, noise, reference_encoded.dtype)
     middle = np.where(np.isinf(high), low, 0.5 * (low + np.where(np.isinf(high), 0, high))).astype(np.float32)
     top = np.iinfo(reference_encoded.dtype).max
     nearness = clipping_nearness(np.arange(top + 1) / top).astype(np.float32)
     least = low.min(axis=1)
+    linear = response.at(np.arange(top + 1) / top)
+    leeway = (HELD_SIGMAS * noise.sigma_linear(linear, response_slope(linear))).astype(np.float32)
     result = np.empty(radiance.shape, np.float32) if out is None else out
 
     def strip(first: int, end: int) -> None:
@@ -46,6 +62,8 @@ def constrain(
         brightest = largest(codes)
         near = look_up(nearness, brightest)
         any_near = bool(near.any())
+        if merged is not None:
+            value = _held(value, merged[first:end], look_up(leeway, codes), near if any_near else None)
         bottom = look_up(low, codes)
         if any_near:
             bottom += near[..., None] * (look_up(beside, codes) - bottom)
@@ -66,6 +84,12 @@ def constrain(
 
     for_each_strip(strip, radiance.shape[0])
     return result
+
+
+def _held(value: F32, merged: F32, leeway: F32, near: F32 | None) -> F32:
+    """(rows, W, 3) value within leeway of merged; near: (rows, W), 0..1, how much of it is free instead."""
+    held = np.clip(value, merged - leeway, merged + leeway)
+    return held if near is None else np.asarray(held + near[..., None] * (value - held), np.float32)
 
 
 def look_up(table: NDArray[Any], codes: NDArray[Any]) -> NDArray[Any]:

@@ -57,7 +57,8 @@ def read(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> HDRIm
     try:
         image = _read(place, _head(place), accept, max_pixels)
     except GMODiffError as error:
-        raise error if str(error).startswith(place.name) else type(error)(f"{place.name}: {error}") from error
+        name = place.name or str(place)  # "." has no name
+        raise error if str(error).startswith(name) else type(error)(f"{name}: {error}") from error
     except MemoryError as error:
         raise InputError(f"{place.name} needs more memory to decode than there is") from error
     except Exception as error:
@@ -70,7 +71,7 @@ def read(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> HDRIm
 def _head(place: Path) -> bytes:
     try:
         if place.is_dir():
-            raise InputError("is a folder, expected a file")
+            raise InputError("is a folder, expected an HDR photo")
         if place.exists() and not place.is_file():
             raise InputError("is not a regular file")
         with place.open("rb") as file:

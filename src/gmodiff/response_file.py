@@ -32,7 +32,7 @@ def save_response_file(response: CameraResponse, path: str | PathLike[str], *, f
     """Write a response. Raises OutputError where the file exists and force is False, or where it cannot be written."""
     path = Path(path)
     if path.exists() and not force:
-        raise OutputError(f"{path} exists already; --force overwrites it")
+        raise OutputError(f"{path} exists already; --force (in Python force=True) replaces it")
     curves = response.at(_SAVED)
     content = {
         "format": _FORMAT,

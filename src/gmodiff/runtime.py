@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,6 +28,8 @@ RUNTIMES = ("auto", "openvino", "onnxruntime", "torch")
 DEFAULT_MODEL = "compact"
 FULL_MODEL = "sd21"
 """Name of the full-size model, and what the cards of files converted from it say they are."""
+NO_MODEL = "none"
+"""What the command calls the classical merge alone."""
 KINDS = ("regressor", "refiner", FULL_MODEL)
 CARD_SUFFIX = ".json"
 CARD_FORMAT = "gmodiff-card-1"
@@ -66,6 +69,8 @@ class Card:
         """Raises FileFormatError where the file is not a card of ours."""
         try:
             stored = json.loads(path.read_text())
+            if not isinstance(stored, dict):
+                raise ValueError("no JSON object")
             if stored.pop("format") != CARD_FORMAT:
                 raise ValueError("another format")
             known = {k: stored.pop(k) for k in ("name", "about", "sha256", "max_frames", "stride", "halo_px", "gain_limit")}
@@ -191,8 +196,9 @@ def _card_path(name: str) -> Path:
         path = path.with_suffix(CARD_SUFFIX)
     if path.suffix == CARD_SUFFIX and path.is_file():
         return path
-    known = ", ".join(shipped_models()) or "none in this package"
-    raise InputError(f"model {name!r}: expected {known}, {FULL_MODEL}, or the card (.json) of a model with its weights beside it")
+    known = ", ".join([*shipped_models(), FULL_MODEL, NO_MODEL])
+    missing = "there is no such file; " if path.suffix == CARD_SUFFIX else ""
+    raise InputError(f"model {name!r}: {missing}expected {known}, or the card (.json) of a model with its weights beside it")
 
 
 def _shipped_folder() -> Path:
@@ -236,12 +242,29 @@ def _missing(package: str, extra: str) -> MissingDependencyError:
 # ---- engines --------------------------------------------------------------------------------------------------------------
 
 
+def _openvino() -> Any:
+    """The package, imported without its telemetry: that would write an identifier into the home folder and report the import to an
+    analytics host. Where it cannot be imported, OpenVINO goes without (openvino.tools.ovc.telemetry_stub). Raises ImportError.
+    """
+    name = "openvino_telemetry"
+    had = name in sys.modules
+    if not had:
+        sys.modules[name] = None  # type: ignore[assignment]  # what Python takes for "cannot be imported"
+    try:
+        import openvino
+
+        return openvino
+    finally:
+        if not had:
+            del sys.modules[name]
+
+
 class _OpenVINO:
     """OpenVINO; one compiled program per shape of input, since fixed shapes run faster and in less memory."""
 
     def __init__(self, card: Card, weights: Path, device: str, exact: bool) -> None:
         try:
-            import openvino
+            openvino = _openvino()
         except ImportError:
             raise _missing("openvino", "openvino") from None
         self.card = card

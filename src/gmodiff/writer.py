@@ -145,7 +145,7 @@ def _check_place(path: Path, force: bool, read: set[str], seen: set[str]) -> Non
     if path.exists() and not path.is_file():
         raise OutputError(f"{path} exists and is not a regular file")
     if path.exists() and not force:
-        raise OutputError(f"{path} exists already; use --force to replace it")
+        raise OutputError(f"{path} exists already; --force (in Python force=True) replaces it")
 
 
 def _identity(path: Path) -> str:
@@ -174,7 +174,7 @@ def replacing(target: Path, force: bool) -> Iterator[Path]:
                 pass
             yield temporary
             if not force and place.exists():
-                raise OutputError(f"{target} appeared while the picture was being made; use --force to replace it")
+                raise OutputError(f"{target} appeared while the picture was being made; --force (in Python force=True) replaces it")
             os.replace(temporary, place)
         finally:
             temporary.unlink(missing_ok=True)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gmodiff.model.blocks import gated
+from gmodiff.model.blocks import Sizes, gated
 
 STRIDE = 32
 """Sides of the published regressor's input are multiples of this: the product of its strides."""
@@ -29,7 +29,7 @@ STRIP_PX = 1 << 18
 
 
 @dataclass(frozen=True)
-class DaRegShape:
+class DaRegShape(Sizes):
     """Sizes; the defaults are the published ones, 48.33 million parameters.
 
     widths: channels at each depth, the last of the bottleneck.   encoder, decoder: NAF blocks a depth.   strides: from depth to depth.

@@ -35,7 +35,7 @@ class OnArrays(nn.Module):
 
 class RegressorOnArrays(OnArrays):
     """linear (n, 3, H, W), stops (n,), coverage (n, 1, H, W), merged and encoded (1, 3, H, W), as `Regressor.forward`, n >= 2, H and W
-    multiples of STRIDE, to change (1, 3, H, W); residual (1, 1, H, W), the largest of its three channels, absolute; degradation
+    multiples of STRIDE, to change (1, 3, H, W); residual (1, 1, H, W), absolute; degradation
     (1, 1, H / 4, W / 4), 0..1; and what guides a refiner: context_8 (1, C, H / 8, W / 8), context_16, context_32.
     """
 
@@ -49,7 +49,7 @@ class RegressorOnArrays(OnArrays):
     def forward(self, linear: Tensor, stops: Tensor, coverage: Tensor, merged: Tensor, encoded: Tensor) -> tuple[Tensor, ...]:
         """See the class."""
         estimate = self.network(linear[None], stops[None], coverage[None], merged, encoded, with_mask=True)
-        residual = estimate.residual.abs().amax(dim=1, keepdim=True)
+        residual = estimate.residual.abs()
         return estimate.change, residual, torch.sigmoid(estimate.degradation), *estimate.context
 
     def example(self) -> tuple[Tensor, ...]:

@@ -1,7 +1,8 @@
 """The compact degradation-aware regressor: from aligned frames to the gain of the reference frame, and where that is doubtful.
 
-Stages 1 and 2 of the paper (section 3.3) in another shape. The network does not paint the gain map: it says, per pixel and channel,
-how much each aligned frame counts beside the classical merge, and adds a bounded residual. Untrained it leans on the merge.
+Stages 1 and 2 of the paper (section 3.3) in another shape. The network does not paint the gain map: it says, per pixel, how much each
+aligned frame counts beside the classical merge, and adds a bounded residual, the same to all channels: it may invent brightness, but
+no hue that no photo shows. Untrained it leans on the merge.
 
     G  = mu_gain(merged) + sum_i w_i (mu_gain(frame_i) - mu_gain(merged)) + residual,      0 <= G <= GAIN_LIMIT
 
@@ -39,7 +40,7 @@ HALO_PX = 96
 """How far around a pixel the network sees, as far as it matters (tests/test_regressor.py, on the shipped weights); a multiple of STRIDE."""
 
 _CLIPPED_PRIOR, _MERGED_PRIOR = 8.0, 2.0
-"""Logits by which a clipped or uncovered sample starts behind, and the classical merge ahead."""
+"""Logits by which a sample of a clipped or uncovered pixel starts behind, and the classical merge ahead."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,8 @@ class _Beside:
 
 
 class Estimate(NamedTuple):
-    """change: (B, 3, H, W), what to add to the network gain of the merge.   residual: the part of it that no frame accounts for.
+    """change: (B, 3, H, W), what to add to the network gain of the merge.   residual: (B, 1, H, W), the part of it that no frame accounts
+    for.
     degradation: (B, 1, H / fold, W / fold) logits of the degradation mask; None where not asked for.
     context: what the encoder saw at 1/8, 1/16 and 1/32 of the side, (B, widths[k], ...): the paper's prior c_L, which guides the refiner.
     """
@@ -142,10 +144,10 @@ class Regressor(nn.Module):
             self.decoders.append(nn.Sequential(*(Block(shape.widths[2 - level]) for _ in range(shape.decoder[level]))))
         self.middle = nn.Sequential(*(Block(shape.widths[3]) for _ in range(shape.middle)))
         self.from_trunk, self.from_reference, self.from_support = (nn.Conv2d(width, width, 1) for _ in range(3))
-        self.weigh_frame = shuffled(nn.Conv2d(width, 3 * cell, 1), cell, zero=True)
-        self.weigh_merged, self.residual = (shuffled(nn.Conv2d(width, 3 * cell, 3, padding=1), cell, zero=True) for _ in range(2))
+        self.weigh_frame = shuffled(nn.Conv2d(width, cell, 1), cell, zero=True)
+        self.weigh_merged, self.residual = (shuffled(nn.Conv2d(width, cell, 3, padding=1), cell, zero=True) for _ in range(2))
         # At full size and blind to where a pixel lies in its cell: it undoes what the pixel shuffle would leave of a grid.
-        self.polish = nn.Sequential(nn.Conv2d(12, shape.polish, 3, padding=1), nn.LeakyReLU(0.1), nn.Conv2d(shape.polish, 3, 3, padding=1))
+        self.polish = nn.Sequential(nn.Conv2d(12, shape.polish, 3, padding=1), nn.LeakyReLU(0.1), nn.Conv2d(shape.polish, 1, 3, padding=1))
         for parameter in self.polish[2].parameters():
             nn.init.zeros_(parameter)
         self.mask_in = nn.ModuleList(nn.Conv2d(w, 8, 1) for w in shape.widths)
@@ -204,7 +206,7 @@ class Regressor(nn.Module):
         trunk = self.from_trunk(trunk)
         hidden = torch.cat([trunk + self.from_reference(reference), beside(trunk, supports) + self.from_support(support)])
         logits = functional.pixel_shuffle(self.weigh_frame(functional.leaky_relu(hidden, 0.1)), fold)
-        logits = logits - _CLIPPED_PRIOR * (((code - 0.92) / 0.06).clamp(0, 1) + 1 - coverage)
+        logits = logits - _CLIPPED_PRIOR * (((code.amax(dim=1, keepdim=True) - 0.92) / 0.06).clamp(0, 1) + 1 - coverage)
         lead = functional.pixel_shuffle(self.weigh_merged(functional.leaky_relu(trunk, 0.1)), fold) + _MERGED_PRIOR
         # A softmax over the frames and the merge, whose own difference to itself is 0.
         most = torch.maximum(beside.largest(logits), lead)

@@ -10,6 +10,7 @@ of them is left to slow the network down.
 
 from __future__ import annotations
 
+import json
 import math
 import pickle
 import warnings
@@ -22,6 +23,8 @@ import torch
 from torch import Tensor
 
 from gmodiff.errors import FileFormatError, InputError
+from gmodiff.model.dareg import DaReg, DaRegShape
+from gmodiff.model.weights import read_tensors, write_tensors
 
 DAREG_FILE, GMODIFF_FILE = "dareg_mask.pth", "gmodiff.pkl"
 LORA_ALPHA = 8.0
@@ -83,6 +86,32 @@ def read_released(folder: Path) -> Released:
     if not isinstance(dareg.get("state_dict"), dict):
         raise FileFormatError(f"{paths[0]}: no state_dict in it, but {_named(dareg)}; expected the released regressor with its mask head")
     return released_from(dareg["state_dict"], _unpickled(paths[1]), str(paths[0]), str(paths[1]))
+
+
+DAREG_FORMAT = "gmodiff-dareg-1"
+
+
+def read_dareg(path: Path, shape: DaRegShape) -> tuple[DaReg, dict[str, Any]]:
+    """A published regressor from a run of ours (.safetensors) or a released file (.pth), and the facts beside it.
+
+    Raises FileFormatError where keys or shapes are not those of `shape`.
+    """
+    network = DaReg(shape)
+    if path.suffix == ".safetensors":
+        weights, header = read_tensors(path, DAREG_FORMAT)
+        facts: dict[str, Any] = json.loads(header.get("facts", "{}"))
+    else:
+        content = _unpickled(path)
+        if not isinstance(content.get("state_dict"), dict):
+            raise FileFormatError(f"{path}: no state_dict in it, but {_named(content)}; expected a released regressor")
+        weights, facts = _tensors(content["state_dict"], str(path)), {}
+    network.load_state_dict(check_whole(weights, network.state_dict(), str(path)))
+    return network, facts
+
+
+def write_dareg(network: DaReg, path: Path, facts: dict[str, Any]) -> None:
+    """Weights and facts (.safetensors)."""
+    write_tensors(network.state_dict(), path, {"format": DAREG_FORMAT, "facts": json.dumps(facts)}, half=False)
 
 
 def released_from(dareg: Mapping[str, Any], stored: Mapping[str, Any], dareg_source: str, source: str) -> Released:

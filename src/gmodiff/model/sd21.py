@@ -64,13 +64,14 @@ class OneStep:
 class Context(nn.Module):
     """What the UNet attends to in place of text: MLP([mask tokens, c_L]), one token per 32x32 pixels (section 3.3).
 
-    picture_statistics: batch norm takes the statistics of the picture at hand, which is what the released program computes, since it never
-    leaves training mode here; otherwise those stored in the checkpoint, as networks in use do (docs/full-model.md).
+    Batch norm takes the statistics of the picture at hand, as the released program does, which never leaves training mode here, and as
+    its published figures were made.   stored_statistics: those in the checkpoint instead, as networks in use do (docs/full-model.md);
+    always for a picture of one token, which has none of its own.
     """
 
-    def __init__(self, width: int, *, picture_statistics: bool = False) -> None:
+    def __init__(self, width: int, *, stored_statistics: bool = False) -> None:
         super().__init__()
-        self.picture_statistics = picture_statistics
+        self.stored_statistics = stored_statistics
         hidden = width // 4
         self.mask_encoder = nn.Sequential(
             nn.PixelUnshuffle(8),
@@ -83,7 +84,8 @@ class Context(nn.Module):
         """(B, 1, H, W) mask and (B, n, width) prior to (B, n, width)."""
         x = mask
         for layer in self.mask_encoder:
-            if self.picture_statistics and isinstance(layer, nn.BatchNorm2d):
+            of_its_own = not self.stored_statistics and not self.training and x[:, 0].numel() > 1  # in training the layer does it itself
+            if isinstance(layer, nn.BatchNorm2d) and of_its_own:
                 x = functional.batch_norm(x, None, None, layer.weight, layer.bias, training=True, eps=layer.eps)
             else:
                 x = layer(x)
@@ -384,13 +386,9 @@ def assemble(backbone: Backbone, released: Released, shape: DaRegShape | None = 
     """
     with torch.device("meta"):
         system = Sd21(backbone.unet_config, backbone.vae_config, backbone.scheduler_config, shape)
-        own_unet, own_vae = system.unet, {**_parameters(system.gain_encoder), **_parameters(system.gain_decoder)}
-        plain = model_classes()[1].from_config(dict(backbone.unet_config))
     source = released.source
-    account(_shapes(plain.state_dict()), backbone.unet, f"--backbone {backbone.name}, unet")
-    skips = {k: v for k, v in own_vae.items() if ".skip_conv_" in k}
-    account(_shapes({k: v for k, v in own_vae.items() if k not in skips}), backbone.vae, f"--backbone {backbone.name}, vae")
-    head = {f"conv_in.{k}": v for k, v in own_unet.conv_in.state_dict().items()}
+    skips = _account_backbone(system, backbone)
+    head = {f"conv_in.{k}": v for k, v in system.unet.conv_in.state_dict().items()}
     unet = folded_part(
         {k: v for k, v in backbone.unet.items() if k not in head},
         _shapes(head),
@@ -402,7 +400,7 @@ def assemble(backbone: Backbone, released: Released, shape: DaRegShape | None = 
     vae = folded_part(
         backbone.vae, _shapes(skips), released.parts["vae"], released.adapters("vae"), released.ranks["vae"], f"{source} (state_dict_vae)"
     )
-    encoding = {k: v for k, v in backbone.vae.items() if k.split(".")[0] in ("encoder", "quant_conv")}
+    encoding = _encoding(backbone.vae)
     vae_c = folded_part(
         encoding,
         {},
@@ -419,6 +417,43 @@ def assemble(backbone: Backbone, released: Released, shape: DaRegShape | None = 
     system.gain_decoder.load_state_dict({k: v for k, v in vae.items() if k not in encoding}, assign=True)
     system.frame_encoder.load_state_dict(vae_c, assign=True)
     return ready(system)
+
+
+def untrained(backbone: Backbone, dareg: DaReg) -> Sd21:
+    """The system before stage 3: a trained regressor, and a backbone whose UNet does not look at the short frame yet. Float32.
+
+    Raises FileFormatError where the backbone's keys or shapes are not those of its configuration.
+    """
+    system = Sd21(backbone.unet_config, backbone.vae_config, backbone.scheduler_config, dareg.shape)
+    _account_backbone(system, backbone)
+    system.dareg.load_state_dict(dareg.state_dict())
+    unet = {k: v.float() for k, v in backbone.unet.items()}
+    unet["conv_in.weight"] = torch.cat([unet["conv_in.weight"], torch.zeros_like(unet["conv_in.weight"])], dim=1)
+    system.unet.load_state_dict(unet)
+    encoding = {k: v.float() for k, v in _encoding(backbone.vae).items()}
+    system.gain_encoder.load_state_dict(encoding)
+    system.frame_encoder.load_state_dict(encoding)
+    system.gain_decoder.load_state_dict({k: v.float() for k, v in backbone.vae.items() if k not in encoding}, strict=False)  # no skips
+    return system
+
+
+def _account_backbone(system: Sd21, backbone: Backbone) -> dict[str, Tensor]:
+    """Raise FileFormatError unless the backbone has the keys and shapes of its configuration.
+
+    Returns the decoder's skips, which it lacks.
+    """
+    with torch.device("meta"):
+        plain = model_classes()[1].from_config(dict(backbone.unet_config))
+    account(_shapes(plain.state_dict()), backbone.unet, f"--backbone {backbone.name}, unet")
+    vae = {**_parameters(system.gain_encoder), **_parameters(system.gain_decoder)}
+    skips = {k: v for k, v in vae.items() if ".skip_conv_" in k}
+    account(_shapes({k: v for k, v in vae.items() if k not in skips}), backbone.vae, f"--backbone {backbone.name}, vae")
+    return skips
+
+
+def _encoding(vae: Weights) -> dict[str, Tensor]:
+    """What of a VAE its encoder needs."""
+    return {k: v for k, v in vae.items() if k.split(".")[0] in ("encoder", "quant_conv")}
 
 
 def from_folded(configs: Mapping[str, Mapping[str, Any]], weights: Weights, source: str, shape: DaRegShape | None = None) -> Sd21:

@@ -28,13 +28,13 @@ def save_folded(system: Sd21, path: Path) -> None:
     _save(dict(system.state_dict()), path, {"holds": FOLDED, "configs": json.dumps(system.configs)})
 
 
-def save_adapters(released: Released, path: Path) -> None:
-    """What the two released files hold, as stored there."""
+def save_adapters(released: Released, path: Path, facts: Mapping[str, Any] | None = None) -> None:
+    """What the two released files hold, as stored there. facts: plain values to keep beside them."""
     weights: dict[str, Tensor] = {}
     for part, stored in {"dareg": released.dareg, "proj": released.proj, **released.parts}.items():
         weights |= {f"{part}/{k}": v for k, v in stored.items()}
     lists = {"modules": json.dumps({k: list(v) for k, v in released.modules.items()}), "ranks": json.dumps(dict(released.ranks))}
-    _save(weights, path, {"holds": ADAPTERS, **lists})
+    _save(weights, path, {"holds": ADAPTERS, **lists, **({} if facts is None else {"facts": json.dumps(facts)})})
 
 
 def read_sd21(path: Path, backbone: str | None, shape: DaRegShape | None = None) -> Sd21:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from gmodiff.errors import FileFormatError, OutputError
 from gmodiff.model.regressor import Regressor, Shape
 
-FORMAT = "gmodiff-regressor-1"
+FORMAT = "gmodiff-regressor-2"
+"""The first had weights and residuals of each channel."""
 
 
 def write_weights(network: Regressor, path: Path, facts: dict[str, Any], *, half: bool = False) -> None:

@@ -28,6 +28,8 @@ def train() -> None:
       gmodiff train onestep --data DATA --from runs/prior --regressor runs/mask --out runs/onestep --cache scenes/
       gmodiff train export --from runs/mask -o compact.json
 
+    The full-size system, on a GPU: sd21-regressor, sd21-mask, sd21-onestep (docs/full-model.md).
+
     DATA holds HDR pictures (.hdr, .exr) and photos (.jpg, .png), in it or one folder below; a MANIFEST.csv with the columns file and
     split keeps pictures out. Run a stage again with the same settings and it goes on where it was killed. Several processes:
     torchrun --nproc-per-node 2 -m gmodiff train regressor ...
@@ -118,6 +120,38 @@ def onestep(**options: Any) -> None:
     _run("onestep", **options)
 
 
+@_stage("sd21-regressor", "Train the full-size system's regressor, DaReg, as published (stage 1).")
+def sd21_regressor(**options: Any) -> None:
+    """Stage 1 at full size."""
+    _run("sd21-regressor", **options)
+
+
+@_stage("sd21-mask", "Train the full-size regressor's degradation mask (stage 2).")
+def sd21_mask(**options: Any) -> None:
+    """Stage 2 at full size."""
+    _run("sd21-mask", **options)
+
+
+@_stage(
+    "sd21-onestep",
+    "Train one step of Stable Diffusion 2.1 with adapters (stage 3).",
+    _GUIDE,
+    click.option("--backbone", metavar="PATH|HUB_ID", help="Stable Diffusion 2.1 base: a diffusers folder or a hub's OWNER/NAME."),
+    click.option("--rank", type=click.IntRange(min=1), help="Of the adapters.  [default: 16]"),
+    click.option(
+        "--perceptual", "look", type=click.Choice(["auto", "dists", "pyramid"]), default="auto", show_default=True,
+        help="Third term of the loss: DISTS as published, whose weights must lie in torch's cache, or a Laplacian pyramid; "
+             "auto: the first if it can be had.",
+    ),
+    click.option(
+        "--adversarial", type=click.FloatRange(min=0, max=10), callback=_finite, help="Weight of the term in latents; the release has 0."
+    ),
+)  # fmt: skip
+def sd21_onestep(**options: Any) -> None:
+    """Stage 3 at full size."""
+    _run("sd21-onestep", **options)
+
+
 def _run(
     stage: str,
     data: Path,
@@ -130,6 +164,8 @@ def _run(
     crop: int | None,
     bf16: bool,
     regressor: Path | None = None,
+    backbone: str | None = None,
+    look: str | None = None,
     **overrides: Any,
 ) -> None:
     _need_torch()
@@ -144,6 +180,10 @@ def _run(
     if threads is not None:
         torch.set_num_threads(threads)
     given = {k: v for k, v in overrides.items() if v is not None} | ({"crop_px": crop} if crop is not None else {})
+    if look is not None:
+        from gmodiff.train.full_size import perceptual_loss
+
+        given["perceptual"] = perceptual_loss(look)
     recipe = replace(RECIPES[stage], bf16=bf16, **given)
     recipe = replace(recipe, warm_up=min(recipe.warm_up, max(1, recipe.steps // 10)))
     start, regressor = _weights_file("--from", start), _weights_file("--regressor", regressor)
@@ -151,8 +191,17 @@ def _run(
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     seen = f"{len(sources.hdr)} HDR pictures and {len(sources.photos)} photos, {recipe.scenes} simulated brackets"
     recipe = replace(recipe, data=seen, hardware=where)
-    store = SceneStore(sources, _scene_seed(recipe, start if stage == "mask" else regressor), cache)
-    weights = train(recipe, store, out, start=start, regressor=regressor, workers=workers, say=lambda text: click.echo(text, err=True))
+    store = SceneStore(sources, _scene_seed(recipe, start if stage in ("mask", "sd21-mask") else regressor), cache)
+    weights = train(
+        recipe,
+        store,
+        out,
+        start=start,
+        regressor=regressor,
+        backbone=backbone,
+        workers=workers,
+        say=lambda text: click.echo(text, err=True),
+    )
     if weights is not None:
         click.echo(weights)
 
@@ -169,12 +218,16 @@ def _weights_file(option: str, given: Path | None) -> Path | None:
 
 def _scene_seed(recipe: Recipe, regressor: Path | None) -> int:
     """Every later stage learns on the scenes of the regressor it belongs to; the autoencoder, which has none, on the recipe's."""
+    from gmodiff.model.released import read_dareg
     from gmodiff.model.weights import read_weights
     from gmodiff.train.recipes import REGRESSOR
 
-    if recipe.stage == "regressor":
+    if recipe.stage in ("regressor", "sd21-regressor"):
         return recipe.seed
-    return REGRESSOR.seed if regressor is None else int(read_weights(regressor)[1].get("recipe", {}).get("seed", REGRESSOR.seed))
+    if regressor is None:
+        return REGRESSOR.seed
+    facts = (read_dareg(regressor, recipe.full) if recipe.full_size else read_weights(regressor))[1]
+    return int(facts.get("recipe", {}).get("seed", REGRESSOR.seed))
 
 
 def _need_torch() -> None:

@@ -86,6 +86,7 @@ def train(
     *,
     start: Path | None = None,
     regressor: Path | None = None,
+    backbone: str | None = None,
     workers: int = 1,
     say: Say = print,
     stop_after: int | None = None,
@@ -94,13 +95,15 @@ def train(
 
     Returns the file of averaged weights in the process that wrote it, None in the others of a team.
 
-    start, regressor: weights, see `stages.begin`.   workers: processes that render and cut batches.
+    start, regressor, backbone: weights, see `stages.begin`.   workers: processes that render and cut batches.
     stop_after: stop at this step as if killed after its checkpoint (for tests).
     Raises InputError where the checkpoint belongs to other settings, or a stage lacks its start.
     """
     team = Team.join()
     try:
-        return _train(team, begin(recipe, start, regressor), store, out, _given(store, start, regressor), workers, say, stop_after)
+        return _train(
+            team, begin(recipe, start, regressor, backbone), store, out, _given(store, start, regressor), workers, say, stop_after
+        )
     finally:
         team.leave()
 

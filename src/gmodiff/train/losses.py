@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from gmodiff.model.regressor import GAIN_LIMIT, mu_gain, radiance_from_mu_gain
+from gmodiff.radiometry import CLIPPED_ENCODED, TAPER_ENCODED
 
 MU = 5000.0
 """mu of the mu-law domain (Kalantari and Ramamoorthi 2017, equation 5)."""
@@ -27,6 +28,15 @@ PAPER_LUMINANCE = (0.299, 0.587, 0.114)
 def compress(relative: Tensor) -> Tensor:
     """log(1 + mu h) / log(1 + mu) of radiance relative to the short frame's white, not cut."""
     return torch.log1p(MU * relative.clamp_min(0)) / math.log1p(MU)
+
+
+def unmeasured(encoded: Tensor) -> Tensor:
+    """(B, 1, H, W), 0..1: how near a pixel of the reference (B, 3, H, W) is to clipping, and so how far an estimate is followed there.
+
+    Elsewhere the pipeline holds it to the merge (`provenance.constrain`, whose half a deviation of noise is taken for nothing here).
+    """
+    brightest = encoded.amax(dim=1, keepdim=True)
+    return ((brightest - TAPER_ENCODED) / (CLIPPED_ENCODED - TAPER_ENCODED)).clamp(0, 1)
 
 
 def estimate_loss(gain: Tensor, truth: Tensor, encoded: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from gmodiff.align import align, warp_rows
-from gmodiff.calibrate import calibrate
+from gmodiff.calibrate import LARGE_DISAGREEMENT_STOPS, calibrate
 from gmodiff.datasets.held_out import TEST_CAMERAS, training_pictures
 from gmodiff.datasets.measured_responses import known_cameras, measured_response
 from gmodiff.datasets.pictures import HDR_SUFFIXES, exposed, read_radiance
@@ -40,7 +40,7 @@ LEAST_HDR_PX, LEAST_HDR_STOPS = 64, 1.0
 SCENE_STREAM, RENDER_STREAM, RENDERING_STREAM = 1000, 1001, 1003
 """Purposes of random streams, beside those of `simulate` and `crops`."""
 
-RENDER_VERSION = 4
+RENDER_VERSION = 5
 """Raised whenever the same draw gives other pixels, so that caches are not taken for what they no longer are."""
 VIEWS = 8
 PLAIN_SHARE = 0.35
@@ -119,6 +119,7 @@ class Draw:
     """What chance decided about a scene; `render` makes it.
 
     stops: exposures from the reference, rising; reference: index of 0 among them. told: the response is told, not fitted.
+    timed: the exposures are known; otherwise they are estimated with the response, as for photos without EXIF.
     """
 
     seed: int
@@ -132,6 +133,7 @@ class Draw:
     boost_stops: float
     reduction: int
     told: bool
+    timed: bool
     colour: tuple[float, float, float] | None
     foreign: Path | None
 
@@ -187,16 +189,17 @@ def draw(sources: Sources, seed: int, number: int) -> Draw:
         boost_stops=float(rng.uniform(0, 5)) if from_photo and rng.random() < 0.75 else 0.0,
         reduction=int(rng.integers(1, 7)),
         told=bool(rng.random() < 0.5),
+        timed=bool(rendering.random() < 0.75),
         colour=colour,  # type: ignore[arg-type]
         foreign=foreign,
     )
 
 
 def _stops(rng: np.random.Generator) -> tuple[float, ...]:
-    """Exposures: 2 to 9 frames, mostly 3, spaced 1 to 4 stops, evenly or not."""
-    count = int(rng.choice((2, 3, 4, 5, 7, 9), p=(0.06, 0.56, 0.06, 0.2, 0.08, 0.04)))
-    widest = {2: 4.0, 3: 4.0, 4: 3.0, 5: 2.5, 7: 1.4, 9: 1.0}[count]
-    steps = np.full(count - 1, rng.uniform(1, widest))
+    """Exposures: 2 to 9 frames, mostly 3, spaced 0.7 to 4 stops, evenly or not."""
+    count = int(rng.choice((2, 3, 4, 5, 7, 9), p=(0.06, 0.5, 0.08, 0.2, 0.11, 0.05)))
+    widest = {2: 4.0, 3: 4.0, 4: 3.5, 5: 3.0, 7: 2.2, 9: 1.5}[count]
+    steps = np.full(count - 1, rng.uniform(0.7, widest))
     if rng.random() < 0.4:
         steps = steps * rng.uniform(0.7, 1.3, count - 1)
     elif rng.random() < 0.6:
@@ -267,11 +270,10 @@ def simulated(drawn: Draw, size: int = SIZE_PX) -> Simulation:
 def render(drawn: Draw, size: int = SIZE_PX) -> TrainingScene:
     """Simulate a drawn scene, then calibrate, align and merge it as a user's bracket would be."""
     made = simulated(drawn, size)
-    bracket = made.bracket if drawn.told else _as_fitted(made.bracket)
+    bracket = made.bracket if drawn.told else _as_fitted(made.bracket, timed=drawn.timed)
     alignments = align(bracket)
     merged = merge(bracket, alignments).radiance
-    truth = _measurable(drawn, made)
-    truth = truth if drawn.told else truth * np.float32(_scale(merged, truth))
+    truth = _measurable(drawn, made, bracket, merged)
     order = [drawn.reference, *(i for i in range(len(bracket.frames)) if i != drawn.reference)]
     warped = [warp_rows(bracket.frames[i], alignments[i], 0, size) for i in order]
     full = np.full((size, size), 255, np.uint8)
@@ -291,16 +293,18 @@ BEYOND_STOPS = 2.0
 """How much shorter and longer than the bracket's the exposures of the perfect photos go."""
 
 
-def _measurable(drawn: Draw, made: Simulation) -> F32:
-    """(H, W, 3) truth of a scene: of a camera that only measures, radiance itself; of one that renders, what could be measured with it.
+def _measurable(drawn: Draw, made: Simulation, bracket: Bracket, merged: F32) -> F32:
+    """(H, W, 3) truth of a scene: of a camera that only measures and whose response is told, radiance itself; of any other, what could
+    be measured with it and with the response and exposures that the bracket is believed to have.
 
     The latter is made as truth is made from real photos (`datasets.static`): from photos of the scene as it was in the reference's
     moment, without noise and JPEG, some shorter and longer than the bracket's. A network that is shown radiance itself would learn to
-    undo cameras' sharpening and black points, and on photos that stay as they are it would do worse than the merge. Where those
-    photos contradict each other, as in whitened highlights, it is radiance again.
+    undo cameras' sharpening and black points, and errors of fitted responses that nobody can see in a bracket; on photos that stay as
+    they are it would shift colours. Where those photos contradict each other, as in whitened highlights, it is radiance again.
     """
     camera = drawn.camera
-    if all(getattr(camera, k) == getattr(PLAIN, k) for k in ("saturation", "whitening", "denoising", "black", "sharpening")):
+    plain = all(getattr(camera, k) == getattr(PLAIN, k) for k in ("saturation", "whitening", "denoising", "black", "sharpening"))
+    if plain and bracket is made.bracket:
         return made.truth
     perfect = replace(camera, bits=16, jpeg_quality=None)
     stops = (drawn.stops[0] - BEYOND_STOPS, *drawn.stops, drawn.stops[-1] + BEYOND_STOPS)
@@ -308,21 +312,29 @@ def _measurable(drawn: Draw, made: Simulation) -> F32:
         [made.scene] * len(stops), [2.0**s for s in stops], perfect, seed=drawn.seed, reference=drawn.reference + 1, noiseless=True
     )
     noise = made.bracket.frames[0].noise
-    truth, known = static_truth(replace(photos, frames=tuple(replace(f, noise=noise) for f in photos.frames)))
-    return np.where(known[..., None], truth, made.truth)
+    believed = [f.exposure for f in bracket.frames]
+    believed = [believed[0] * 2.0**-BEYOND_STOPS, *believed, believed[-1] * 2.0**BEYOND_STOPS]
+    frames = tuple(replace(f, noise=noise, exposure=e) for f, e in zip(photos.frames, believed, strict=True))
+    truth, known = static_truth(replace(photos, frames=frames, response=bracket.response))
+    light = made.truth if bracket is made.bracket else made.truth * np.float32(_scale(merged, made.truth))
+    return np.where(known[..., None], truth, light)
 
 
-def _as_fitted(bracket: Bracket) -> Bracket:
-    """The bracket with the response and exposures that `--response auto` would find; as it is where nothing can be found."""
+def _as_fitted(bracket: Bracket, *, timed: bool) -> Bracket:
+    """The bracket with the response and exposures that `--response auto` would find, with exposures from EXIF (timed) or without; as it
+    is where nothing can be found, or what was found explains the photos so badly that users are told to give a response themselves.
+    """
     try:
         exposures, response, calibration = calibrate(
-            bracket.frames,
+            bracket.frames if timed else tuple(replace(f, exposure=float("nan")) for f in bracket.frames),
             reference=bracket.reference,
-            exposures_known=True,
-            exposure_source="exif",
+            exposures_known=timed,
+            exposure_source="exif" if timed else "estimated",
             response=None,
             transfer=bracket.colour.transfer,
         )
+        if any(stops > LARGE_DISAGREEMENT_STOPS for stops in calibration.residual_stops):
+            return bracket
         frames = tuple(replace(f, exposure=e) for f, e in zip(bracket.frames, exposures, strict=True))
         return Bracket(frames, bracket.reference, response, bracket.colour, calibration)
     except InputError:  # also where exposures so near to each other come out in another order

@@ -30,6 +30,7 @@ from gmodiff.train.losses import (
     picture_loss,
     psnr_mu,
     refined_loss,
+    unmeasured,
 )
 from gmodiff.train.recipes import Recipe
 
@@ -38,6 +39,8 @@ INPUTS = ("linear", "stops", "coverage", "merged", "encoded")
 UNGUIDED_SHARE = 0.1
 """Of the prior's crops, without the regressor's context: what classifier-free guidance needs (Ho and Salimans 2022), and one ablation."""
 
+HELD_SHARE = 0.7
+"""Of the regressor's loss, on the estimate as the pipeline uses it: held to the merge where the reference measured."""
 
 CHECKED_STEPS = (100, 300, ONE_STEP_AT, 700, 900)
 """Timesteps at which a prior is judged."""
@@ -76,13 +79,17 @@ class Stage(nn.Module):
         return torch.autocast(device.type, torch.bfloat16, enabled=self.recipe.bf16)
 
 
-def begin(recipe: Recipe, start: Path | None, regressor: Path | None = None) -> Stage:
+def begin(recipe: Recipe, start: Path | None, regressor: Path | None = None, backbone: str | None = None) -> Stage:
     """The stage of a recipe before its first step.
 
     start: weights to go on with; the mask needs a finished regressor's, the prior an autoencoder's, one step a prior's.
-    regressor: weights of the frozen regressor, with its mask, that prior and one step are guided by.
+    regressor: weights of the frozen regressor, with its mask, that prior and one step are guided by.   backbone: of sd21-onestep.
     Raises InputError where one that is needed is missing or unfinished, FileFormatError for a file of another kind.
     """
+    if recipe.full_size:
+        from gmodiff.train.full_size import begin_full_size  # needs diffusers, which the others do not
+
+        return begin_full_size(recipe, start, regressor, backbone)
     torch.manual_seed(recipe.seed)
     if recipe.stage in ("regressor", "mask"):
         network, before = (Regressor(recipe.shape), {}) if start is None else read_weights(start)
@@ -125,13 +132,14 @@ class EstimateStage(Stage):
         return self.network.estimate_parameters()
 
     def forward(self, batch: Batch, step: int) -> tuple[Tensor, Parts]:
-        """See `Stage`."""
-        gain, _ = self._estimate(batch)
-        return estimate_loss(gain, batch["truth"], batch["encoded"])
+        """See `Stage`. What the pipeline makes of the estimate counts most; the rest has to be learned too, lest it drift."""
+        whole, held, _ = self._estimate(batch)
+        (by_whole, _), (by_held, parts) = (estimate_loss(g, batch["truth"], batch["encoded"]) for g in (whole, held))
+        return (1 - HELD_SHARE) * by_whole + HELD_SHARE * by_held, parts
 
     def check(self, batch: Batch) -> dict[str, float]:
-        """PSNR-mu of the estimate and of the classical merge."""
-        gain, _ = self._estimate(batch)
+        """PSNR-mu of the estimate as the pipeline uses it, and of the classical merge."""
+        _, gain, _ = self._estimate(batch)
         white = 2.0 ** float(batch["stops"].min())
         estimated = radiance_from_mu_gain(gain, batch["encoded"])
         return {"psnr_mu": psnr_mu(estimated, batch["truth"]), "merged_psnr_mu": psnr_mu(batch["merged"] * white, batch["truth"])}
@@ -140,12 +148,15 @@ class EstimateStage(Stage):
         """See `Stage`."""
         write_weights(self.network, path, facts)
 
-    def _estimate(self, batch: Batch, *, with_mask: bool = False) -> tuple[Tensor, Tensor | None]:
-        """The gain, and the logits of the mask."""
+    def _estimate(self, batch: Batch, *, with_mask: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The gain, the same held to the merge where the reference measured, and the logits of the mask."""
         with self._autocast(batch["linear"].device):
             estimate = self.network(**{k: batch[k] for k in INPUTS}, with_mask=with_mask)
-        gain = full_gain(estimate.change.float(), batch["merged"], batch["stops"], batch["encoded"])
-        return gain, None if estimate.degradation is None else estimate.degradation.float()
+        change = estimate.change.float()
+        whole, held = (
+            full_gain(c, batch["merged"], batch["stops"], batch["encoded"]) for c in (change, change * unmeasured(batch["encoded"]))
+        )
+        return whole, held, None if estimate.degradation is None else estimate.degradation.float()
 
 
 class MaskStage(EstimateStage):
@@ -157,14 +168,14 @@ class MaskStage(EstimateStage):
 
     def forward(self, batch: Batch, step: int) -> tuple[Tensor, Parts]:
         """See `Stage`."""
-        gain, logits = self._estimate(batch, with_mask=True)
+        _, gain, logits = self._estimate(batch, with_mask=True)
         assert logits is not None
         wrong = errs(gain.detach(), batch["truth"], batch["encoded"])
         return mask_loss(full_size(logits, wrong), wrong), {"share": wrong.mean()}
 
     def check(self, batch: Batch) -> dict[str, float]:
         """Average precision beside the share of doubtful pixels, which is what a blind mask gets; and the estimate's figures."""
-        gain, logits = self._estimate(batch, with_mask=True)
+        _, gain, logits = self._estimate(batch, with_mask=True)
         assert logits is not None
         wrong = errs(gain, batch["truth"], batch["encoded"])
         found = {"average_precision": average_precision(full_size(logits, wrong), wrong), "share": float(wrong.mean())}

@@ -1,0 +1,194 @@
+"""Training of the full-size system on a stand-in backbone: stages learn, go on where they were killed, and leave the released files."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.utils import parametrize
+
+from gmodiff.errors import FileFormatError, GMODiffError, InputError
+from gmodiff.model.dareg import GAMMA, DaReg
+from gmodiff.model.released import read_dareg, read_released, write_dareg
+from gmodiff.model.sd21 import assemble
+from gmodiff.model.sd21_backbone import open_backbone
+from gmodiff.model.sd21_files import read_sd21
+from gmodiff.train.full_size import perceptual_loss, regress, three_frames
+from gmodiff.train.loop import CHECKPOINT, WEIGHTS, train
+from gmodiff.train.recipes import FULL_MASK, FULL_ONE_STEP, FULL_REGRESSOR, Recipe
+from gmodiff.train.stages import begin
+from sd21_standin import RANK, SHAPE, Reference, checkpoint
+
+pytest.importorskip("diffusers")
+pytestmark = pytest.mark.usefixtures("one_thread", "small_sd21")
+
+
+def small(recipe: Recipe, **more) -> Recipe:
+    quick = {
+        "steps": 6,
+        "scenes": 3,
+        "batch": 2,
+        "crop_px": 64,
+        "warm_up": 1,
+        "save_every": 3,
+        "check_scenes": 1,
+        "full": SHAPE,
+        "rank": RANK,
+    }
+    return replace(recipe, **quick | {"rate": 2e-3, "ema": 0.5} | more)
+
+
+def batches(store, count: int = 2) -> dict[str, torch.Tensor]:
+    """Two crops that a stage sees."""
+    from gmodiff.train.crops import Batches
+
+    return Batches(store, small(FULL_REGRESSOR, batch=count))[0]
+
+
+def loss_of(stage, batch, part: str = "") -> float:
+    with torch.no_grad():
+        loss, parts = stage(batch, 0)
+    return float(parts[part] if part else loss)
+
+
+@pytest.fixture(scope="module")
+def dareg(tmp_path_factory) -> Path:
+    """An untrained regressor that has been through both stages, as far as its facts say."""
+    torch.manual_seed(1)
+    path = tmp_path_factory.mktemp("mask") / WEIGHTS
+    write_dareg(DaReg(SHAPE), path, {"steps": {"sd21-regressor": 1, "sd21-mask": 1}})
+    return path
+
+
+# ---- what the networks see ----
+
+
+def test_three_frames_are_the_shortest_the_reference_and_the_longest():
+    linear = torch.arange(1, 5).float()[None, :, None, None, None].expand(1, 4, 3, 2, 2) / 10
+    batch = {"linear": linear, "coverage": torch.ones(1, 4, 1, 2, 2), "stops": torch.tensor([[0.0, -3.0, 2.0, -1.0]])}
+    encoded, exposures = three_frames(batch)
+    assert exposures.tolist() == [[1.0, 8.0, 32.0]]
+    torch.testing.assert_close(encoded[0, :, 0, 0, 0] ** GAMMA, torch.tensor([0.2, 0.1, 0.3]))
+    batch["coverage"] = torch.tensor([1.0, 0.0, 0.0, 1.0])[None, :, None, None, None].expand(1, 4, 1, 2, 2)
+    encoded, _ = three_frames(batch)  # the reference's 0.1, at 1/8 and 4 times its exposure
+    torch.testing.assert_close(encoded[0, :, 0, 0, 0] ** GAMMA, torch.tensor([0.0125, 0.1, 0.4]))
+
+
+# ---- stages 1 and 2 ----
+
+
+def test_the_regressor_learns_then_its_mask_and_the_released_file_is_read(store, tmp_path):
+    recipe = small(FULL_REGRESSOR, steps=25)
+    before = begin(recipe, None)
+    weights = train(recipe, store, tmp_path / "one", workers=0, say=lambda _: None)
+    after = begin(recipe, weights)
+    batch = batches(store)
+    assert loss_of(after, batch) < 0.8 * loss_of(before, batch)
+
+    masked = small(FULL_MASK, steps=25)
+    frozen = {k: v.clone() for k, v in read_dareg(weights, SHAPE)[0].state_dict().items()}
+    found = train(masked, store, tmp_path / "two", start=weights, workers=0, say=lambda _: None)
+    network, facts = read_dareg(found, SHAPE)
+    assert facts["steps"] == {"sd21-regressor": 25, "sd21-mask": 25}
+    head = {n for n, p in network.named_parameters() for m in network.mask_parameters() if p is m}
+    assert all(torch.equal(v, frozen[k]) == (k not in head) for k, v in network.state_dict().items())
+    assert loss_of(begin(masked, found), batch) < loss_of(begin(masked, weights), batch)
+    released, _ = read_dareg(tmp_path / "two" / "dareg_mask.pth", SHAPE)
+    encoded, exposures = three_frames(batch)
+    with torch.no_grad():
+        assert torch.equal(regress(released, encoded, exposures).mask, regress(network, encoded, exposures).mask)
+
+
+def test_a_stage_without_its_start_and_weights_of_another_shape_are_refused(dareg, tmp_path):
+    with pytest.raises(InputError, match="--from"):
+        begin(small(FULL_MASK), None)
+    with pytest.raises(FileFormatError, match="of another shape"):
+        begin(small(FULL_MASK, full=replace(SHAPE, mask=8)), dareg)
+    with pytest.raises(InputError, match="--regressor RUN and --backbone PATH"):
+        begin(small(FULL_ONE_STEP), None, dareg)
+    write_dareg(DaReg(SHAPE), tmp_path / WEIGHTS, {"steps": {"sd21-regressor": 1}})
+    with pytest.raises(InputError, match="no trained mask"):
+        begin(small(FULL_ONE_STEP), None, tmp_path / WEIGHTS, "backbone")
+
+
+# ---- stage 3 ----
+
+
+def test_it_begins_as_the_backbone_and_adapters_are_those_of_the_release(dareg, backbone):
+    """Adapters change nothing before the first step; they lie on the modules that the released lists name."""
+    stage = begin(small(FULL_ONE_STEP), None, dareg, str(backbone))
+    plain = open_backbone(str(backbone))
+    stored = stage.stored()
+    assert torch.equal(stage.system.unet.mid_block.resnets[0].conv1.weight, plain.unet["mid_block.resnets.0.conv1.weight"])
+    assert torch.equal(stage.system.unet.conv_in.weight[:, :4], plain.unet["conv_in.weight"])
+    assert not stage.system.unet.conv_in.weight[:, 4:].any()
+    released = checkpoint(backbone)
+    for name in (n for n in released if n.endswith("_modules")):
+        assert set(stored[name]) == set(released[name]), name
+    unused = "decoder.skip_conv_"  # in the second VAE, which has no decoder here
+    for part in ("state_dict_unet", "state_dict_vae", "state_dict_vae_c", "proj"):
+        there = {k for k in released[part] if part != "state_dict_vae_c" or not k.startswith(unused)}
+        assert set(stored[part]) == there, part
+
+
+@pytest.mark.parametrize("adversarial", [0.0, 0.01])
+def test_one_step_learns_and_leaves_files_that_load(store, dareg, backbone, tmp_path, adversarial):
+    recipe = small(FULL_ONE_STEP, steps=30, rate=3e-3, adversarial=adversarial)
+    before = begin(recipe, None, dareg, str(backbone))
+    batch = batches(store)
+    at_first = {k: loss_of(before, batch, k) for k in ("gain", "mu")}
+    out = tmp_path / "run"
+    weights = train(recipe, store, out, regressor=dareg, backbone=str(backbone), workers=0, say=lambda _: None)
+
+    # The released layout gives the numbers that training saw.
+    system = assemble(open_backbone(str(backbone)), read_released(out), SHAPE)
+    trained = begin(recipe, None, dareg, str(backbone))
+    trained.load_state_dict(torch.load(out / CHECKPOINT, weights_only=True)["averaged"])
+    trained.eval()
+    assert loss_of(trained, batch, "gain") < 0.9 * at_first["gain"]
+    assert loss_of(trained, batch, "mu") < 0.9 * at_first["mu"]
+    encoded, exposures = three_frames({k: v[:1] for k, v in batch.items()})
+    with torch.no_grad():
+        _, _, _, wanted = trained._refined({k: v[:1] for k, v in batch.items()})
+    found = system.refine(encoded[0], exposures[0]).gain
+    torch.testing.assert_close(found, wanted.clamp(0, 1), rtol=0, atol=2e-5)
+    torch.testing.assert_close(Reference(backbone, out, SHAPE)(encoded[0], exposures[0]), found, rtol=0, atol=1e-4)
+    torch.testing.assert_close(read_sd21(weights, str(backbone), SHAPE).refine(encoded[0], exposures[0]).gain, found, rtol=0, atol=2e-5)
+
+
+def test_stopped_and_gone_on_is_the_same_as_never_stopped(store, dareg, backbone, tmp_path):
+    recipe = small(FULL_ONE_STEP)
+
+    def run(out: str, **more) -> dict:
+        train(recipe, store, tmp_path / out, regressor=dareg, backbone=str(backbone), workers=0, say=lambda _: None, **more)
+        return torch.load(tmp_path / out / CHECKPOINT, weights_only=True)
+
+    whole = run("whole")
+    run("parts", stop_after=3)
+    parts = run("parts")
+    assert parts["step"] == whole["step"] == 6
+    assert all(torch.equal(v, parts["averaged"][k]) for k, v in whole["averaged"].items())
+    backbone_alone = [k for k in whole["network"] if k.endswith("mid_block.resnets.0.conv1.bias")]
+    assert backbone_alone == []  # nothing of the backbone is kept
+
+
+def test_the_adversarial_gradient_turns_round(dareg, backbone, store):
+    """What makes the judge better makes the generator worse at deceiving it: their gradients have opposite signs."""
+    recipe = small(FULL_ONE_STEP, adversarial=1.0)
+    stage = begin(recipe, None, dareg, str(backbone))
+    batch = batches(store)
+    _, parts = stage(batch, 0)
+    _, _, latent, _ = stage._refined(batch)
+    deceived = torch.nn.functional.softplus(stage.judge(latent)).mean()  # what the judge wants small, and the generator large
+    adapter = next(m for m in stage.system.unet.modules() if parametrize.is_parametrized(m)).parametrizations.weight[0]
+    through = torch.autograd.grad(parts["told_apart"], adapter.up)[0]
+    straight = torch.autograd.grad(deceived, adapter.up)[0]
+    assert straight.abs().max() > 0
+    torch.testing.assert_close(through, -straight, rtol=1e-3, atol=1e-7)
+
+
+def test_dists_is_taken_only_where_its_weights_are(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    assert perceptual_loss("auto") == "pyramid"
+    with pytest.raises(GMODiffError, match="dists"):
+        perceptual_loss("dists")
