@@ -83,7 +83,7 @@ def test_the_network_runs_where_it_is_asked_for(jpegs, tmp_path, capsys):
     ("options", "expected"),
     [
         (["--model", "huge"], "model 'huge': expected compact"),
-        (["--model", "compact", "--tile", "20"], "tile 20x20: expected"),
+        (["--model", "compact", "--tile", "20"], "--tile 20: expected"),
         (["--model", "compact", "--device", "abacus"], "abacus"),
         (
             ["--model", "none", "--device", "abacus", "--tile", "512"],

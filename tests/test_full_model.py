@@ -342,7 +342,7 @@ def test_nothing_is_overwritten_or_left_half_made(backbone, weights, tmp_path, m
     with pytest.raises(InputError, match=r"expected a name ending in \.safetensors"):
         convert(weights, tmp_path / "a.bin", backbone=str(backbone))
     (tmp_path / "a.json").write_text("mine")
-    with pytest.raises(OutputError, match="exists already; use --force"):
+    with pytest.raises(OutputError, match="exists already; --force"):
         convert(weights, tmp_path / "a.safetensors", backbone=str(backbone))
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
