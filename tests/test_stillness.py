@@ -66,6 +66,13 @@ def test_an_estimate_is_followed_near_motion_and_held_far_from_it():
     assert np.median(doubled[20:60, 100:130] / merged[20:60, 100:130]) == pytest.approx(1.5, rel=0.02)
 
 
+def test_a_model_that_is_chosen_for_what_it_invents_is_followed():
+    bracket = moving_photos()
+    doubled = reconstruct(bracket, lambda b, a, m, progress: Estimate(2 * m, everywhere=True), align=False).radiance
+    merged = reconstruct(bracket, align=False).radiance
+    np.testing.assert_allclose(doubled[45:75, 305:455], 2 * merged[45:75, 305:455], rtol=1e-5)
+
+
 def test_what_nobody_measured_stays_near_the_merge_even_where_things_move():
     labels = np.full((64, 64), INFERRED, np.uint8)
     merged = Merged(np.full((64, 64, 3), 2.0, np.float32), labels, np.ones((8, 8), np.float32))

@@ -54,11 +54,13 @@ the network gain by more than this: 0.4 stops over a clipped reference."""
 class Estimate:
     """radiance: (H, W, 3) float32, 1.0 = the reference's white.   degradation: (H, W) uint8, 0..255, how doubtful that is.
     invented: (H, W) bool, where the network's residual says more than the frames. None where the model does not say.
+    everywhere: follow it where nothing moved too (`stillness`): of a model that is chosen for what it invents.
     """
 
     radiance: F32 = field(repr=False)
     degradation: NDArray[np.uint8] | None = field(default=None, repr=False)
     invented: NDArray[np.bool_] | None = field(default=None, repr=False)
+    everywhere: bool = False
 
     def relabelled(self, provenance: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """(H, W) provenance of the merge, with what the network invented in unmeasured places marked as inferred."""

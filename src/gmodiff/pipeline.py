@@ -52,7 +52,7 @@ def reconstruct_radiance(
         if estimate.radiance.shape != radiance.shape:
             raise InputError(f"the model returned radiance of shape {estimate.radiance.shape}, expected {radiance.shape}")
         radiance, beside = np.array(estimate.radiance, np.float32), merged.radiance  # a copy: what follows works in place
-        held = hold_where_still(radiance, merged, reference.encoded)
+        held = False if estimate.everywhere else hold_where_still(radiance, merged, reference.encoded)
         provenance, degradation = np.where(held, provenance, estimate.relabelled(provenance)), estimate.degradation
     constrain(radiance, reference.encoded, bracket.response, reference.noise, merged=beside, out=radiance)
     return Reconstruction(radiance, provenance, tuple(alignments), degradation)
