@@ -18,6 +18,7 @@ from gmodiff.model.dareg import DaRegShape
 from gmodiff.model.released import Released, Weights
 from gmodiff.model.sd21 import Sd21, assemble, from_folded
 from gmodiff.model.sd21_backbone import open_backbone, read_safetensors
+from gmodiff.model.weights import readable_by_all
 
 FORMAT = "gmodiff-sd21-1"
 FOLDED, ADAPTERS = "folded", "adapters"
@@ -82,6 +83,7 @@ def _save(weights: dict[str, Tensor], path: Path, facts: dict[str, str]) -> None
         weights[key] = value.detach().clone() if value.data_ptr() in seen else value.detach().contiguous()
         seen.add(value.data_ptr())
     save_file(weights, path, {"format": FORMAT, **facts})
+    readable_by_all(path)
 
 
 def _header(path: Path) -> dict[str, str]:
