@@ -102,16 +102,17 @@ def train(
     team = Team.join()
     try:
         return _train(
-            team, begin(recipe, start, regressor, backbone), store, out, _given(store, start, regressor), workers, say, stop_after
+            team, begin(recipe, start, regressor, backbone), store, out, _given(store, start, regressor, backbone), workers, say, stop_after
         )
     finally:
         team.leave()
 
 
-def _given(store: SceneStore, start: Path | None, regressor: Path | None) -> dict[str, str]:
+def _given(store: SceneStore, start: Path | None, regressor: Path | None, backbone: str | None) -> dict[str, str]:
     """What a run rests on beyond its recipe."""
     files = {"start": start, "regressor": regressor}
-    return {"pictures": store.digest} | {k: "none" if p is None else fingerprint("", {k: p}) for k, p in files.items()}
+    named = {} if backbone is None else {"backbone": backbone}
+    return {"pictures": store.digest} | {k: "none" if p is None else fingerprint("", {k: p}) for k, p in files.items()} | named
 
 
 def _train(
