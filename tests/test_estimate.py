@@ -13,7 +13,7 @@ import gmodiff
 from gmodiff.align import Alignment, align, warp_rows
 from gmodiff.datasets.scene import Scene, with_masks
 from gmodiff.errors import FileFormatError, InputError, MissingDependencyError
-from gmodiff.estimate import TILE_AREA_PX, Estimate, Estimator, _cores, _tile, frames_for
+from gmodiff.estimate import BESIDE_BRIGHT_PX, TILE_AREA_PX, Estimate, Estimator, _cores, _tile, frames_for
 from gmodiff.gainmap import mu_gain, radiance_from_mu_gain
 from gmodiff.image import Bracket
 from gmodiff.merge import merge
@@ -243,8 +243,9 @@ def test_frames_much_shorter_than_the_reference_are_left_to_the_merge():
     merged = np.full((96, 128, 3), 2.0, np.float32)
     merged[:, 64:] = 2.0**8  # brighter than the white of the shortest that is given
     found = Estimator(fake)(bracket, [Alignment()] * 6, merged).radiance
-    assert (found[:, :64] > 2.0).mean() > 0.95
-    np.testing.assert_array_equal(found[:, 64:], merged[:, 64:])
+    beside = 64 - BESIDE_BRIGHT_PX
+    assert (found[:, :beside] > 2.0).mean() > 0.95
+    np.testing.assert_array_equal(found[:, beside:], merged[:, beside:])
 
 
 def test_what_the_network_makes_up_is_labelled_inferred():

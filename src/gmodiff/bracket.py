@@ -135,7 +135,7 @@ def _check_arguments(files: list[Path], exposures: Sequence[float] | None, ev: S
             raise InputError(f"{seen[key]} and {file} are the same file: each photo of a bracket is given once")
         seen[key] = file
     if exposures is not None and ev is not None:
-        raise InputError("exposures and ev were both given; give one of them")
+        raise InputError("both exposures and ev were given; give one of them")
     for name, values in (("exposures", exposures), ("ev", ev)):
         if values is not None and len(values) != len(files):
             raise InputError(

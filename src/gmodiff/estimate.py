@@ -45,6 +45,9 @@ DEEPEST_STOPS = 6.5
 a white that lies higher still, all that the reference shows is nearly 0, and a thousandth of gain is a tint. Shorter frames have their
 say in the merge, and what only they saw stays as merged."""
 
+BESIDE_BRIGHT_PX = 16
+"""How far around what only those shorter frames saw the merge stands too."""
+
 INVENTED_GAIN = 0.06
 """A pixel that the reference did not measure counts as inferred where the network's own residual, which no frame accounts for, moves
 the network gain by more than this: 0.4 stops over a clipped reference."""
@@ -172,10 +175,12 @@ def _applied(feed: _Feed, change: F32, residual: F32, mask: _Mask, card: Card, *
         rows = slice(first, end)
         moved = change[rows] if feed.shrink == 1 else enlarged_rows(change, first, end, *over)[:, :width]
         made_up = residual[rows] if feed.shrink == 1 else enlarged_rows(residual, first, end, *over)[:, :width]
-        merged = feed.merged[rows]
-        said = _radiance(merged, moved, feed.encoded(rows), feed.white, card)
-        radiance[rows] = _only_below_white(said, merged, feed.white) if left_out else said
+        radiance[rows] = _radiance(feed.merged[rows], moved, feed.encoded(rows), feed.white, card)
         invented[rows] = made_up > INVENTED_GAIN
+        if left_out:
+            share = _below_white(feed, first, end)
+            radiance[rows] = feed.merged[rows] + share[..., None] * (radiance[rows] - feed.merged[rows])
+            invented[rows] &= share > 0.5
         degradation[rows] = np.rint(enlarged_rows(mask.small, first, end, *mask.covers(feed.shrink))[:, :width])
 
     for_each_strip(strip, height)
@@ -322,11 +327,15 @@ def _start(first: int, size: int, tile: int, card: Card) -> int:
     return max(min(first - card.halo_px, end - tile), 0)
 
 
-def _only_below_white(said: F32, merged: F32, white: np.float32) -> F32:
-    """(rows, columns, 3): the merge where it is brighter than the white, 1 / white, of the shortest frame that the network got."""
-    brightest = largest(merged)[..., None] * white
-    share = np.clip((np.float32(1) - brightest) * np.float32(2), 0, 1)
-    return np.asarray(merged + share * (said - merged), np.float32)
+def _below_white(feed: _Feed, first: int, end: int) -> F32:
+    """(rows, W), 0..1: how far the merge, there and up to BESIDE_BRIGHT_PX away, is below the white of the shortest frame that the network
+    got. Beyond it the network sees nothing, and what is dark beside it (the holes of a lamp's shade) it takes for clipped.
+    """
+    around = slice(max(first - BESIDE_BRIGHT_PX, 0), min(end + BESIDE_BRIGHT_PX, feed.merged.shape[0]))
+    side = 2 * BESIDE_BRIGHT_PX + 1
+    brightest = cv2.dilate(largest(feed.merged[around]), np.ones((side, side), np.uint8), borderType=cv2.BORDER_REPLICATE)
+    share = (np.float32(1) - brightest[first - around.start : end - around.start] * feed.white) * np.float32(2)
+    return np.asarray(np.clip(share, 0, 1), np.float32)
 
 
 def _radiance(merged: F32, change: F32, encoded: F32, white: np.float32, card: Card) -> F32:
