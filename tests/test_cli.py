@@ -252,3 +252,24 @@ def test_full_disk_is_one_line(jpegs, tmp_path, capsys, monkeypatch):
 def test_unknown_command_and_option(capsys):
     assert run(["merg"], capsys)[0] == 2
     assert run(["merge", "--fast"], capsys)[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("tile 5: expected 384", "--tile 5: expected 384"),
+        ("model 'nope': expected compact", "--model 'nope': expected compact"),
+        ("exposures [1.0, -1.0] must be positive", "--exposures [1.0, -1.0] must be positive"),
+        ("ev 1, 2: 2 numbers", "--ev 1, 2: 2 numbers"),
+        (
+            "model compact returned values that are not finite: its weights",
+            "model compact returned values that are not finite: its weights",
+        ),
+        ("response file a.json cannot be read", "response file a.json cannot be read"),
+        ("photo 'a.jpg': is empty", "photo 'a.jpg': is empty"),
+    ],
+)
+def test_an_arguments_name_is_shown_as_it_is_typed_and_no_other_word(message, shown):
+    from gmodiff.cli import _as_typed
+
+    assert _as_typed(message, ["merge", "a.jpg"]) == shown

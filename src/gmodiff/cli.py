@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from fractions import Fraction
@@ -57,8 +58,12 @@ def _as_typed(message: str, words: list[str]) -> str:
             break
         asked = asked.commands.get(word)
     options = {o for p in asked.params for o in p.opts} if asked is not None else set()
-    first = message.split(" ", 1)[0]
-    return f"--{message}" if f"--{first}" in options else message
+    named = _ARGUMENT.match(message)
+    return f"--{message}" if named and f"--{named[1]}" in options else message
+
+
+_ARGUMENT = re.compile(r"([a-z-]+) ('[^']*' |'[^']*': |\[[^\]]*\] |[^\s:']+(, [^\s:']+)*: )")
+"""An argument's name and its value, in quotes, in brackets or up to a colon; not the beginning of any other sentence."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

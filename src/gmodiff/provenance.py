@@ -41,7 +41,7 @@ def constrain(
     others are bound only as far as their codes prove (`radiometry.IntervalTables`). out may be `radiance` itself.
 
     merged: (H, W, 3) radiance of the classical merge, where `radiance` is another estimate: before all that, it is held to within
-    HELD_SIGMAS of the merge wherever the reference measured, and the less so the nearer to clipping the pixel is.
+    HELD_SIGMAS of the merge, black pixels too, and the less so the nearer to clipping the pixel is.
     """
     low, high, beside = radiance_interval_codes(response, noise, reference_encoded.dtype)
     middle = np.where(np.isinf(high), low, 0.5 * (low + np.where(np.isinf(high), 0, high))).astype(np.float32)

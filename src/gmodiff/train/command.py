@@ -177,6 +177,8 @@ def _run(
 
     if crop is not None and (crop % 32 or crop > SIZE_PX):
         raise InputError(f"--crop {crop}: expected a multiple of 32, at most {SIZE_PX}")
+    if stage == "sd21-onestep" and crop is not None and crop < 64:
+        raise InputError(f"--crop {crop}: expected 64 or more, since batch norm needs more than one token")
     if threads is not None:
         torch.set_num_threads(threads)
     given = {k: v for k, v in overrides.items() if v is not None} | ({"crop_px": crop} if crop is not None else {})
@@ -184,6 +186,7 @@ def _run(
         from gmodiff.train.full_size import perceptual_loss
 
         given["perceptual"] = perceptual_loss(look)
+        click.echo(f"third term of the loss: {given['perceptual']}", err=True)
     recipe = replace(RECIPES[stage], bf16=bf16, **given)
     recipe = replace(recipe, warm_up=min(recipe.warm_up, max(1, recipe.steps // 10)))
     start, regressor = _weights_file("--from", start), _weights_file("--regressor", regressor)
@@ -192,25 +195,34 @@ def _run(
     seen = f"{len(sources.hdr)} HDR pictures and {len(sources.photos)} photos, {recipe.scenes} simulated brackets"
     recipe = replace(recipe, data=seen, hardware=where)
     store = SceneStore(sources, _scene_seed(recipe, start if stage in ("mask", "sd21-mask") else regressor), cache)
-    weights = train(
-        recipe,
-        store,
-        out,
-        start=start,
-        regressor=regressor,
-        backbone=backbone,
-        workers=workers,
-        say=lambda text: click.echo(text, err=True),
-    )
+    if backbone is not None and Path(backbone).exists():
+        backbone = str(Path(backbone).resolve())  # however it is spelled when the run goes on
+    try:
+        weights = train(
+            recipe,
+            store,
+            out,
+            start=start,
+            regressor=regressor,
+            backbone=backbone,
+            workers=workers,
+            say=lambda text: click.echo(text, err=True),
+        )
+    except torch.OutOfMemoryError:
+        asked = f"{recipe.batch} crops of {recipe.crop_px} pixels"
+        raise InputError(f"not enough GPU memory for {asked}: give a smaller --batch or --crop, or --bf16, and go on") from None
     if weights is not None:
         click.echo(weights)
 
 
 def _weights_file(option: str, given: Path | None) -> Path | None:
     """A run's weights, or the file itself."""
+    from gmodiff.model.released import DAREG_FILE
     from gmodiff.train.loop import WEIGHTS
 
     path = given / WEIGHTS if given is not None and given.is_dir() else given
+    if given is not None and path is not None and not path.is_file() and (given / DAREG_FILE).is_file():
+        path = given / DAREG_FILE  # a released folder
     if path is not None and not path.is_file():
         raise InputError(f"{option} {path}: no weights there; a run that has saved holds {WEIGHTS}")
     return path

@@ -140,6 +140,8 @@ FULL_REGRESSOR = Recipe(
     crop_px=256,
     rate=2e-4,
     weight_decay=0.0,
+    save_every=2000,
+    check_scenes=2,
     seed=1,
 )
 FULL_MASK = replace(
