@@ -188,8 +188,8 @@ def _applied(feed: _Feed, change: F32, residual: F32, mask: _Mask, card: Card, *
 
 
 def frames_for(bracket: Bracket, most: int) -> list[int]:
-    """Indices of the frames the network gets, the reference first: all that are not too short for it (DEEPEST_STOPS), or the shortest of
-    those, the longest and those between, evenly.
+    """Indices of the frames the network gets, the reference first: all that are not too short for it (DEEPEST_STOPS), at least one,
+    or the shortest of those, the longest and those between, evenly.
     """
     others = [i for i in range(len(bracket.frames)) if i != bracket.reference]
     deep = [i for i in others if bracket.relative_exposures[i] < 2.0**-DEEPEST_STOPS]

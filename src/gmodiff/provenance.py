@@ -37,8 +37,8 @@ def constrain(
     radiance: 1.0 = the reference's white, any float32 values; what is not finite becomes the interval's middle, or its lower end where
     it has no upper. reference_encoded: (H, W, 3)
     uint8 or uint16. Whatever made the radiance, where the reference measured the result lies within its noise and
-    quantisation; only clipped (and black) pixels are free. Of a clipped pixel the brightest channel stays at or above clipping, the
-    others are bound only as far as their codes prove (`radiometry.IntervalTables`). out may be `radiance` itself.
+    quantisation; only clipped pixels (and black ones, where no merge is given) are free. Of a clipped pixel the brightest channel stays
+    at or above clipping, the others are bound only as far as their codes prove (`radiometry.IntervalTables`). out may be `radiance` itself.
 
     merged: (H, W, 3) radiance of the classical merge, where `radiance` is another estimate: before all that, it is held to within
     HELD_SIGMAS of the merge, black pixels too, and the less so the nearer to clipping the pixel is.

@@ -256,7 +256,7 @@ def _openvino() -> Any:
         return openvino
     finally:
         if not had:
-            del sys.modules[name]
+            sys.modules.pop(name, None)  # another thread may have been here
 
 
 class _OpenVINO:

@@ -1,8 +1,9 @@
 """Training of the full-size system as published: regressor, mask, and one step on Stable Diffusion 2.1 with adapters (sections 3.3, 3.4).
 
 The photos of a scene become what the released program takes: short frame, reference and long frame, encoded with a gamma of 2.2, exposures
-relative to the short frame's. Runs leave the files that the released program has, `dareg_mask.pth` and `gmodiff.pkl`, in the same layout:
-`gmodiff merge --model sd21 --backbone BACKBONE --weights RUN` uses them.
+relative to the short frame's: the shortest and the longest of the scene, where `full_estimate` chooses by what clips. Runs leave the files
+that the released program has in the same layout, `dareg_mask.pth` after the mask and `gmodiff.pkl` after one step:
+`gmodiff merge --model sd21 --backbone BACKBONE --weights RUN` uses both.
 
 Only what learns is kept in checkpoints; the backbone is read again when a run goes on.
 """
@@ -141,13 +142,15 @@ class FullEstimateStage(Stage):
     def write(self, path: Path, facts: dict[str, Any]) -> None:
         """Our weights, and the released program's file beside them."""
         write_dareg(self.dareg, path, facts)
+        if self.recipe.stage == "sd21-regressor":
+            return  # the released file holds a trained mask
         with replacing(path.with_name(DAREG_FILE), force=True) as unfinished:
             torch.save({"state_dict": self.dareg.state_dict()}, unfinished)
 
     def _regressed(self, batch: Batch) -> tuple[Regressed, Tensor]:
+        # Never in bfloat16: the sigmoids at the end would round to 1 and pass no gradient back.
         encoded, exposures = three_frames(batch)
-        with self._autocast(encoded.device):
-            return regress(self.dareg, encoded, exposures), encoded[:, 1]
+        return regress(self.dareg, encoded, exposures), encoded[:, 1]
 
 
 class FullMaskStage(FullEstimateStage):
@@ -194,7 +197,7 @@ class FullOneStepStage(Stage):
 
     def __init__(self, recipe: Recipe, before: dict[str, Any], system: Sd21) -> None:
         super().__init__(recipe, before)
-        self.system = system.train()
+        self.system = system
         self._modules_of = {
             "unet_lora_encoder_modules": _adaptable(system.unet, lambda m: m.startswith(("conv_in", "down_blocks"))),
             "unet_lora_decoder_modules": _adaptable(system.unet, lambda m: m.startswith(("up_blocks", "conv_out"))),
@@ -209,6 +212,7 @@ class FullOneStepStage(Stage):
                 parametrize.register_parametrization(module, "weight", Adapter(_weight(module), recipe.rank))
         self.judge = _judge() if recipe.adversarial > 0 else nn.Identity()
         self.perceptual = _dists() if recipe.perceptual == "dists" else None
+        self.train()
         learned = {id(p) for p in self.learned()}
         self._kept = {n for n, p in self.named_parameters() if id(p) in learned}
         self._kept |= {n for n, b in self.named_buffers() if n.startswith("system.context.") and b.is_floating_point()}
@@ -303,7 +307,7 @@ class FullOneStepStage(Stage):
         """The frames, the estimate's gain, the latent after the step, and the gain that it decodes to, not cut."""
         system = self.system
         encoded, exposures = three_frames(batch)
-        with torch.no_grad(), self._autocast(encoded.device):
+        with torch.no_grad():
             estimate = regress(system.dareg, encoded, exposures)
         with self._autocast(encoded.device):
             context = system.context(estimate.mask, estimate.prior)

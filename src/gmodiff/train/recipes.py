@@ -130,7 +130,7 @@ ONE_STEP = Recipe(
 )
 FULL_REGRESSOR = Recipe(
     stage="sd21-regressor",
-    command="gmodiff train sd21-regressor --data DATA --out RUN --cache CACHE --bf16",
+    command="gmodiff train sd21-regressor --data DATA --out RUN --cache CACHE",
     data=REGRESSOR.data,
     hours=NOT_RUN,
     hardware="one GPU of 24 GB or more",
@@ -147,7 +147,7 @@ FULL_REGRESSOR = Recipe(
 FULL_MASK = replace(
     FULL_REGRESSOR,
     stage="sd21-mask",
-    command="gmodiff train sd21-mask --data DATA --from RUN --out RUN_MASK --cache CACHE --bf16",
+    command="gmodiff train sd21-mask --data DATA --from RUN --out RUN_MASK --cache CACHE",
     steps=20_000,
     seed=2,
 )
