@@ -66,6 +66,15 @@ def test_an_estimate_is_followed_near_motion_and_held_far_from_it():
     assert np.median(doubled[20:60, 100:130] / merged[20:60, 100:130]) == pytest.approx(1.5, rel=0.02)
 
 
+def test_no_ring_is_drawn_around_what_clips():
+    """Nearly clipped pixels are let go by `constrain`; where nothing moved they are held here."""
+    light = np.broadcast_to(np.linspace(0.3, 1.5, WIDTH, dtype=np.float32)[None, :, None], (HEIGHT, WIDTH, 3)).copy()
+    bracket = photos(light)
+    doubled = reconstruct(bracket, lambda b, a, m, progress: Estimate(2 * m), align=False).radiance
+    merged = reconstruct(bracket, align=False).radiance
+    assert (doubled / merged)[20:-20].max() < 1.1
+
+
 def test_a_model_that_is_chosen_for_what_it_invents_is_followed():
     bracket = moving_photos()
     doubled = reconstruct(bracket, lambda b, a, m, progress: Estimate(2 * m, everywhere=True), align=False).radiance

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from gmodiff.merge import MOTION_CELL_PX, Merged
 from gmodiff.provenance import INFERRED, REFERENCE, largest
-from gmodiff.radiometry import CLIPPED_ENCODED, F32
+from gmodiff.radiometry import F32, TAPER_ENCODED
 from gmodiff.tiling import for_each_strip
 from gmodiff.upsampling import enlarged_rows
 
@@ -51,14 +51,14 @@ def hold_where_still(radiance: F32, merged: Merged, reference_encoded: NDArray[A
     height, width = merged.provenance.shape
     over = tuple(s * MOTION_CELL_PX for s in grid.shape)
     held = np.empty((height, width), bool)
-    clipped_from = CLIPPED_ENCODED * np.iinfo(reference_encoded.dtype).max
+    free_from = TAPER_ENCODED * np.iinfo(reference_encoded.dtype).max  # from here on `constrain` lets go
 
     def strip(first: int, end: int) -> None:
         here, around = slice(first, end), slice(max(first - FEATHER_PX // 2, 0), min(end + FEATHER_PX // 2, height))
         inner = slice(first - around.start, end - around.start)
         labels = merged.provenance[around]
-        clipped = largest(np.ascontiguousarray(reference_encoded[around])) >= clipped_from
-        elsewhere, nobody = (_feathered(there)[inner] for there in ((labels != REFERENCE) | clipped, labels == INFERRED))
+        brightest = largest(np.ascontiguousarray(reference_encoded[around]))
+        elsewhere, nobody = (_feathered(there)[inner] for there in ((labels != REFERENCE) | (brightest >= free_from), labels == INFERRED))
         share = enlarged_rows(grid, first, end, *over)[:, :width]
         held[here] = (share > 0.5) & (merged.provenance[here] != REFERENCE)
         value, base = radiance[here], merged.radiance[here]
