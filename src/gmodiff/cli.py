@@ -190,10 +190,10 @@ def merge(
     from gmodiff.estimate import Estimator
     from gmodiff.pipeline import reconstruct
     from gmodiff.refine import Refinement
-    from gmodiff.runtime import load_model, load_refiner
+    from gmodiff.runtime import NO_MODEL, load_model, load_refiner
     from gmodiff.writer import write, write_provenance
 
-    if model == "none":
+    if model == NO_MODEL:
         given = {"--runtime": runtime != "auto", "--device": device != "auto", "--exact": exact,
                  "--estimate-size": estimate_size != "auto", "--tile": tile is not None, "--refine": refine > 0,
                  "--backbone": backbone is not None, "--weights": weights is not None, "--precision": precision != "auto"}  # fmt: skip
@@ -201,7 +201,7 @@ def merge(
         if idle:
             raise InputError(f"{', '.join(idle)}: of the network, and --model is none: leave this out, or leave --model out")
     network = None
-    if model != "none":
+    if model != NO_MODEL:
         network = load_model(model, runtime=runtime, device=device, exact=exact, backbone=backbone, weights=weights, precision=precision)
     own = getattr(network, "estimator", None)
     if own is not None and estimate_size == "half":

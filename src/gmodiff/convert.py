@@ -34,7 +34,6 @@ def convert(weights: str | Path, output: str | Path, *, backbone: str, fold: boo
         from gmodiff.model.sd21 import assemble
         from gmodiff.model.sd21_backbone import open_backbone
         from gmodiff.model.sd21_files import save_adapters, save_folded
-        from gmodiff.model.weights import readable_by_all
     except ImportError as error:
         raise MissingDependencyError(f'converting needs {error.name or "torch"}: pip install "gmodiff[sd21]"') from None
     released = read_released(folder)
@@ -44,7 +43,6 @@ def convert(weights: str | Path, output: str | Path, *, backbone: str, fold: boo
             save_folded(system, unfinished)
         else:
             save_adapters(released, unfinished)
-        readable_by_all(unfinished)
         card = released_card({target.name: sha256(unfinished)}, backbone)
         facts = {
             "format": CARD_FORMAT, "name": card.name, "about": card.about, "kind": card.kind,

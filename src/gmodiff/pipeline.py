@@ -46,15 +46,16 @@ def reconstruct_radiance(
     reference = bracket.frames[bracket.reference]
     alignments = align_bracket(bracket, progress=step("align")) if align else tuple(Alignment() for _ in bracket.frames)
     merged = merge(bracket, alignments, with_motion=model is not None, progress=step("merge"))
-    radiance, provenance, degradation, beside = merged.radiance, merged.provenance, None, None
+    radiance, provenance, degradation = merged.radiance, merged.provenance, None
     if model is not None:
         estimate = estimator(model)(bracket, alignments, radiance, progress=step("estimate"))
         if estimate.radiance.shape != radiance.shape:
             raise InputError(f"the model returned radiance of shape {estimate.radiance.shape}, expected {radiance.shape}")
-        radiance, beside = np.array(estimate.radiance, np.float32), merged.radiance  # a copy: what follows works in place
+        radiance = np.array(estimate.radiance, np.float32)  # a copy: what follows works in place
         held = False if estimate.everywhere else hold_where_still(radiance, merged, reference.encoded)
         provenance, degradation = np.where(held, provenance, estimate.relabelled(provenance)), estimate.degradation
-    constrain(radiance, reference.encoded, bracket.response, reference.noise, merged=beside, out=radiance)
+    held_to = None if model is None else merged.radiance
+    constrain(radiance, reference.encoded, bracket.response, reference.noise, merged=held_to, out=radiance)
     return Reconstruction(radiance, provenance, tuple(alignments), degradation)
 
 

@@ -98,7 +98,10 @@ class JOD:
 
 
 class PiqMetric:
-    """LPIPS (Zhang et al. 2018, VGG) or DISTS (Ding et al. 2020) of the mu-compressed pictures, through piq; 0 is identical."""
+    """LPIPS (Zhang et al. 2018, VGG) or DISTS (Ding et al. 2020) of the mu-compressed pictures, through piq; 0 is identical.
+
+    network: piq's own module.
+    """
 
     needs_truth = True
 
@@ -115,7 +118,7 @@ class PiqMetric:
         if missing:
             raise InputError(f"{name} needs the weights {' and '.join(missing)} in {folder} (nothing is downloaded here): put them there")
         with _quiet():
-            self._metric = (piq.LPIPS if name == "lpips" else piq.DISTS)().eval()
+            self.network = (piq.LPIPS if name == "lpips" else piq.DISTS)().eval()
         self._torch = torch
         self.name, self.settings = name, f"piq {piq.__version__}, VGG-16, on mu 5000 pictures"
 
@@ -123,7 +126,7 @@ class PiqMetric:
         """See `metrics.ExtraMetric`; whole picture only."""
         pair = [_planes(self._torch, p) for p in (estimate, truth)]
         with self._torch.no_grad(), _quiet():
-            return {self.name: float(self._metric(*pair))}
+            return {self.name: float(self.network(*pair))}
 
 
 class PyiqaMetric:

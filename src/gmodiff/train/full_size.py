@@ -267,11 +267,10 @@ class FullOneStepStage(Stage):
         """The adapters as `gmodiff convert` keeps them, and the released program's two files beside them."""
         stored = self.stored()
         dareg = self.system.dareg.state_dict()
-        save_to = path.parent
         with replacing(path, force=True) as unfinished:
             save_adapters(released_from(dareg, stored, DAREG_FILE, GMODIFF_FILE), unfinished, facts)
         for name, content in ((DAREG_FILE, {"state_dict": dareg}), (GMODIFF_FILE, stored)):
-            with replacing(save_to / name, force=True) as unfinished:
+            with replacing(path.with_name(name), force=True) as unfinished:
                 torch.save(content, unfinished)
 
     def stored(self) -> dict[str, Any]:
@@ -384,9 +383,7 @@ def perceptual_loss(choice: str) -> str:
 
 def _dists() -> Callable[[Tensor, Tensor], Tensor]:
     """DISTS (Ding et al. 2020) with gradients."""
-    import piq
-
-    metric = piq.DISTS().requires_grad_(False)
+    metric = PiqMetric("dists").network.requires_grad_(False)
 
     def loss(found: Tensor, wanted: Tensor) -> Tensor:
         with warnings.catch_warnings():
