@@ -18,7 +18,7 @@ from gmodiff.evaluate.command import evaluate, report
 from gmodiff.train.command import train
 
 if TYPE_CHECKING:
-    from gmodiff.image import Bracket, HDRImage
+    from gmodiff.image import Bracket
 
 BAD_INPUT, INTERRUPTED = 2, 130
 MIN_HEADROOM, MAX_HEADROOM = 0.25, 6.0  # as tonemap.render, which takes longer to import than to be told
@@ -191,6 +191,7 @@ def merge(
     from gmodiff.pipeline import reconstruct
     from gmodiff.refine import Refinement
     from gmodiff.runtime import NO_MODEL, load_model, load_refiner
+    from gmodiff.summary import summary
     from gmodiff.writer import write, write_provenance
 
     if model == NO_MODEL:
@@ -234,45 +235,11 @@ def merge(
         if save_response is not None:
             save_response_file(bracket.response, save_response, force=force)
         report("write", 1.0)
-    result = _result(bracket, image, targets, time.monotonic() - started)
-    result["model"] = None if network is None else {"name": network.card.name, "runtime": network.runtime, "refine": refine}
+    result = summary(bracket, image, network, outputs=targets, seconds=time.monotonic() - started, refine=refine)
     if as_json:
         click.echo(json.dumps(result, indent=2))
     elif not quiet:
         _print_result(result, bracket, verbose)
-
-
-def _result(bracket: Bracket, image: HDRImage, targets: list[Path], seconds: float) -> dict[str, Any]:
-    import math
-
-    calibration = bracket.calibration
-    stops = [round(math.log2(e), 2) for e in bracket.relative_exposures]
-    assert image.gain_map is not None
-    height, width = bracket.shape
-
-    def plain(values: tuple[float, ...]) -> list[float | None]:
-        return [round(v, 3) if math.isfinite(v) else None for v in values]
-
-    return {
-        "outputs": [str(t) for t in targets],
-        "width": width,
-        "height": height,
-        "seconds": round(seconds, 2),
-        "frames": [{"name": f.name, "stops": s} for f, s in zip(bracket.frames, stops, strict=True)],
-        "reference": bracket.frames[bracket.reference].name,
-        "exposure_source": calibration.exposure_source,
-        "response": bracket.response.name,
-        "disagreement_stops": plain(calibration.residual_stops),
-        "disagreement_srgb_stops": plain(calibration.srgb_residual_stops),
-        "brightest_stops": round(image.metadata["brightest_stops"], 3),
-        "headroom_stops": round(image.gain_map.metadata.alternate_headroom, 3),
-        "look": image.metadata["look"],
-        "base": image.metadata["base"],
-        "provenance": image.metadata["provenance"],
-        "alignment": image.metadata["alignment"],
-        "notes": list(calibration.notes),
-        "version": __version__,
-    }
 
 
 def _print_result(result: dict[str, Any], bracket: Bracket, verbose: bool) -> None:

@@ -71,11 +71,13 @@ class Merged:
 
     moved: one value a cell of MOTION_CELL_PX a side, (ceil(H / cell), ceil(W / cell)) float32, 0..1: the share of its pixels in which the
     reference measured one light and another frame another; None where not asked for.
+    source: (H, W) uint8, the index of the frame whose sample weighs most; None where not asked for.
     """
 
     radiance: F32 = field(repr=False)
     provenance: NDArray[np.uint8] = field(repr=False)
     moved: F32 | None = field(default=None, repr=False)
+    source: NDArray[np.uint8] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -104,10 +106,11 @@ def merge(
     alignments: Sequence[Alignment | None],
     *,
     with_motion: bool = False,
+    with_source: bool = False,
     progress: Callable[[float], None] | None = None,
 ) -> Merged:
     """Merge a bracket whose frames have been aligned to the reference. None as an alignment leaves that frame out.
-    with_motion: say also where frames contradict the reference (`Merged.moved`).
+    with_motion: say also where frames contradict the reference (`Merged.moved`).   with_source: and which counted most.
 
     The mean is weighted by inverse variance (Granados et al. 2010, equation 6; Robertson et al. 2003, section III), with a
     lean to the reference where it is well exposed.
@@ -119,6 +122,7 @@ def merge(
     surroundings = _Surroundings(height, width)
     cells = -(-height // MOTION_CELL_PX), -(-width // MOTION_CELL_PX)
     moved = np.zeros(cells, np.float32) if with_motion else None
+    source = np.full((height, width), bracket.reference, np.uint8) if with_source else None
     tolerance = _tolerance(bracket)
     tables = [
         _code_tables(frame, bracket.response, exposure, tolerance, REFERENCE_LEAN if i == bracket.reference else 0.0)
@@ -131,7 +135,16 @@ def merge(
         value = radiance[first:end]
         at = slice(first // MOTION_CELL_PX, -(-end // MOTION_CELL_PX))
         labels, missing = _merge_rows(
-            bracket, alignments, tables, others, shortest, first, end, value, None if moved is None else moved[at]
+            bracket,
+            alignments,
+            tables,
+            others,
+            shortest,
+            first,
+            end,
+            value,
+            None if moved is None else moved[at],
+            None if source is None else source[first:end],
         )
         provenance[first:end] = labels
         if missing is not None:
@@ -147,7 +160,7 @@ def merge(
                 _continue_into(radiance[first:end], unmeasured[first], log2_surroundings, first)
 
         for_each_strip(fill, height)
-    return Merged(radiance, provenance, moved)
+    return Merged(radiance, provenance, moved, source)
 
 
 def _tolerance(bracket: Bracket) -> float:
@@ -208,8 +221,10 @@ def _merge_rows(
     end: int,
     value: F32,
     moved: F32 | None,
+    source: NDArray[np.uint8] | None,
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-    """One strip: radiance goes into value, (rows, W, 3), and where frames contradict the reference into moved, if it is there.
+    """One strip: radiance goes into value, (rows, W, 3), and where they are there, into moved where frames contradict the reference,
+    and into source, (rows, W), which frame weighs most.
 
     Returns (rows, W) labels, and (rows, W, 3) uint8 0..255 "not measured", or None where all was.
     """
@@ -238,6 +253,7 @@ def _merge_rows(
     # The shortest frame clips last: what is missing is at least as bright as it says, as far as it is believed.
     short_codes, short_agrees = codes[inner], np.ones_like(weight)
     used, lit = np.zeros_like(weight), np.zeros_like(weight)
+    heaviest = weight.copy() if source is not None else None
     for n, i in enumerate(others):
         alignment, table = alignments[i], tables[i]
         if alignment is None:
@@ -265,6 +281,9 @@ def _merge_rows(
         weight_i = look_up(table.weight, brightest) * agrees
         total.add(warped, table.radiance, weight_i)
         weight += weight_i
+        if source is not None and heaviest is not None:
+            source[weight_i > heaviest] = i
+            np.maximum(heaviest, weight_i, out=heaviest)
         validity = look_up(table.validity, brightest) * agrees
         np.maximum(used, validity, out=used)
         np.maximum(lit, validity * (largest(low_i[inner]) > 0), out=lit)

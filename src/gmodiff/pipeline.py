@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -27,25 +27,56 @@ class Reconstruction:
     """Radiance before it is rendered: (H, W, 3) float32, 1.0 = the reference's white; (H, W) provenance; how frames were aligned.
 
     degradation: (H, W) uint8, 0..255, where the model doubts its own estimate; None without a model.
+    merged: the classical result, before any model, and source: (H, W) uint8, the frame that counted most in it; None unless kept.
     """
 
     radiance: F32 = field(repr=False)
     provenance: NDArray[np.uint8] = field(repr=False)
     alignments: tuple[Alignment, ...]
     degradation: NDArray[np.uint8] | None = field(default=None, repr=False)
+    merged: Reconstruction | None = field(default=None, repr=False)
+    source: NDArray[np.uint8] | None = field(default=None, repr=False)
+
+    def following(self, share: float) -> Reconstruction:
+        """How far the model is followed: 0 the classical merge, 1 all it says; between, a mean of the light, so no constraint breaks.
+
+        Raises InputError for another share, or where the merge was not kept.
+        """
+        if not 0 <= share <= 1:
+            raise InputError(f"share {share:g}: expected 0 (the classical merge) to 1 (all that the network says)")
+        if share == 1:
+            return self
+        if self.merged is None:
+            raise InputError(f"share {share:g}: the classical merge was not kept beside this result")
+        if share == 0:
+            return self.merged
+        radiance = self.merged.radiance + np.float32(share) * (self.radiance - self.merged.radiance)
+        return replace(self, radiance=radiance)
 
 
 def reconstruct_radiance(
-    bracket: Bracket, model: Model | Estimates | None = None, *, align: bool = True, progress: Progress | None = None
+    bracket: Bracket,
+    model: Model | Estimates | None = None,
+    *,
+    align: bool = True,
+    keep_merged: bool = False,
+    progress: Progress | None = None,
 ) -> Reconstruction:
-    """`reconstruct` without the rendering: align, merge, estimate, constrain. Radiance is in the bracket's own primaries."""
+    """`reconstruct` without the rendering: align, merge, estimate, constrain. Radiance is in the bracket's own primaries.
+
+    keep_merged: keep the classical result beside a model's, and which frame counted most in it.
+    """
 
     def step(stage: str) -> Callable[[float], None] | None:
         return None if progress is None else lambda fraction: progress(stage, fraction)
 
     reference = bracket.frames[bracket.reference]
     alignments = align_bracket(bracket, progress=step("align")) if align else tuple(Alignment() for _ in bracket.frames)
-    merged = merge(bracket, alignments, with_motion=model is not None, progress=step("merge"))
+    merged = merge(bracket, alignments, with_motion=model is not None, with_source=keep_merged, progress=step("merge"))
+    classical = None
+    if keep_merged and model is not None:
+        light = constrain(merged.radiance, reference.encoded, bracket.response, reference.noise)
+        classical = Reconstruction(light, merged.provenance, tuple(alignments), source=merged.source)
     radiance, provenance, degradation = merged.radiance, merged.provenance, None
     if model is not None:
         estimate = estimator(model)(bracket, alignments, radiance, progress=step("estimate"))
@@ -56,7 +87,7 @@ def reconstruct_radiance(
         provenance, degradation = np.where(held, provenance, estimate.relabelled(provenance)), estimate.degradation
     held_to = None if model is None else merged.radiance
     constrain(radiance, reference.encoded, bracket.response, reference.noise, merged=held_to, out=radiance)
-    return Reconstruction(radiance, provenance, tuple(alignments), degradation)
+    return Reconstruction(radiance, provenance, tuple(alignments), degradation, classical, merged.source)
 
 
 def reconstruct(
@@ -76,8 +107,24 @@ def reconstruct(
     Raises InputError where the model returns another shape. Whatever it says, what the reference frame measured stays within half a
     deviation of its noise of the classical merge, and inside the radiance interval of its codes (`provenance.constrain`).
     """
-    reference = bracket.frames[bracket.reference]
     made = reconstruct_radiance(bracket, model, align=align, progress=progress)
+    return finished(made, bracket, look=look, base=base, headroom=headroom, progress=progress)
+
+
+def finished(
+    made: Reconstruction,
+    bracket: Bracket,
+    *,
+    look: str = "camera",
+    base: str = "tonemap",
+    headroom: float = DEFAULT_HEADROOM_STOPS,
+    progress: Progress | None = None,
+) -> HDRImage:
+    """Render what `reconstruct_radiance` made: the last step of `reconstruct`, again and again where somebody tries settings.
+
+    The picture takes `made.radiance` over, and brings it in place to primaries that other programs know.
+    """
+    reference = bracket.frames[bracket.reference]
     rendering = None if progress is None else lambda fraction: progress("render", fraction)
     rendered = render(made.radiance, bracket, look=look, base=base, max_headroom=headroom, progress=rendering)
     summary = summarise(made.provenance, made.radiance, bracket.relative_exposures[-1])
