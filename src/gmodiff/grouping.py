@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from itertools import pairwise
+from itertools import combinations, pairwise
 from os import PathLike
 from pathlib import Path
 
@@ -289,13 +289,13 @@ def _steps(shots: Sequence[Shot]) -> list[float]:
 
 
 def _new_exposure(run: Sequence[Shot], shot: Shot) -> bool:
-    """It differs from all of the bracket: by its place where that is known, and by most of a step at least, since metering drifts."""
+    """It differs from all of the bracket: by its place where that is known, else by most of a step, since metering drifts."""
     shots = [*run, shot]
     values = _steps(shots)
-    gaps = [abs(a - b) for i, a in enumerate(values[:-1]) for b in values[:i]]
-    least = max(SAME_STOPS, 0.4 * min(gaps)) if gaps and run[0].bracketing else SAME_STOPS
+    least = SAME_STOPS
     if shot.bracketing and len({s.bracket_stops for s in shots}) == 1 == len({s.bias_stops for s in shots}):
-        least = max(least, DRIFT_STOPS)
+        steps = [abs(a - b) for a, b in combinations(values[:-1], 2)]
+        least = min([DRIFT_STOPS, *(0.8 * step for step in steps)])
     return min(abs(values[-1] - v) for v in values[:-1]) > least
 
 
