@@ -76,7 +76,7 @@ def _widen(codes: NDArray[np.uint16], bits: int) -> NDArray[np.uint16]:
 # ---- JPEG, WebP, AVIF -----------------------------------------------------------------------------------------------------
 
 
-def _plain_exif(block: bytes | None) -> bytes | None:
+def plain_exif(block: bytes | None) -> bytes | None:
     """The TIFF structure in an EXIF payload, which some containers prefix."""
     if not block:
         return None
@@ -85,7 +85,7 @@ def _plain_exif(block: bytes | None) -> bytes | None:
 
 
 @dataclass
-class _JpegHeader:
+class JpegHeader:
     """What stands before a JPEG's first scan."""
 
     width: int = 0
@@ -97,9 +97,9 @@ class _JpegHeader:
     more_pictures: bool = False
 
 
-def _jpeg_header(data: bytes) -> _JpegHeader:
+def jpeg_header(data: bytes) -> JpegHeader:
     """Walk the segments up to the first scan (ITU-T T.81, annex B). Raises FileFormatError where there is none."""
-    header, profile, at = _JpegHeader(), dict[int, bytes](), 2
+    header, profile, at = JpegHeader(), dict[int, bytes](), 2
     while at + 4 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
         if marker in (0xFF, 0x01) or 0xD0 <= marker <= 0xD7:  # fill bytes, and markers without a segment
@@ -115,7 +115,7 @@ def _jpeg_header(data: bytes) -> _JpegHeader:
             if bits != 8:
                 raise FileFormatError(f"is a JPEG of {bits} bits per channel, expected 8")
         elif marker == 0xE1 and body.startswith(b"Exif\0") and header.exif is None:
-            header.exif = _plain_exif(body[6:])
+            header.exif = plain_exif(body[6:])
         elif marker == 0xE2 and body.startswith(b"ICC_PROFILE\0") and len(body) > 14:
             profile[body[12]] = body[14:]
         elif marker == 0xE2 and body.startswith(b"MPF\0"):
@@ -130,7 +130,7 @@ def _jpeg_header(data: bytes) -> _JpegHeader:
 def decode_jpeg(path: Path, accept: Accept) -> Decoded:
     """8-bit JPEG; of a file with several pictures (MPF, Ultra HDR) the first. Grey comes as RGB."""
     data = path.read_bytes()
-    header = _jpeg_header(data)
+    header = jpeg_header(data)
     accept(header.width, header.height)
     decoded = Decoded(np.empty(0), header.icc, header.exif, lossy=True, inks=header.components == 4)
     if header.more_pictures:
@@ -183,11 +183,11 @@ def _deep_avif(path: Path, image: ImageFile.ImageFile, bits: int) -> Decoded:
         return decoded
     pixels = imagecodecs.avif_decode(path.read_bytes())
     pixels = pixels if pixels.ndim == 3 else pixels[..., None]
-    return Decoded(_widen(pixels, bits), image.info.get("icc_profile"), _plain_exif(image.info.get("exif")), lossy=True)
+    return Decoded(_widen(pixels, bits), image.info.get("icc_profile"), plain_exif(image.info.get("exif")), lossy=True)
 
 
 def _from_pillow(image: ImageFile.ImageFile, *, lossy: bool) -> Decoded:
-    decoded = Decoded(np.empty(0), image.info.get("icc_profile"), _plain_exif(image.info.get("exif")), lossy=lossy)
+    decoded = Decoded(np.empty(0), image.info.get("icc_profile"), plain_exif(image.info.get("exif")), lossy=lossy)
     if getattr(image, "n_frames", 1) > 1:
         decoded.notes.append("the file holds several pictures; the first is used")
     plain: Image.Image = image if image.mode in ("L", "RGB", "RGBA") else image.convert("RGBA")
@@ -214,7 +214,7 @@ def decode_heif(path: Path, accept: Accept) -> Decoded:
     bits = int(image.info.get("bit_depth", 8))
     if pixels.dtype == np.uint16:
         pixels = pixels | (pixels >> np.uint16(bits))  # stored in the high bits
-    decoded = Decoded(pixels, image.info.get("icc_profile"), _plain_exif(image.info.get("exif")), 1, colour, lossy=True)
+    decoded = Decoded(pixels, image.info.get("icc_profile"), plain_exif(image.info.get("exif")), 1, colour, lossy=True)
     if any("gainmap" in str(kind).lower() for kind in image.info.get("aux", {})):
         decoded.notes.append("the file holds a gain map; its SDR photo is used")
     return decoded
@@ -254,7 +254,7 @@ def decode_png(path: Path, accept: Accept) -> Decoded:
     if bits == 1:
         raise FileFormatError("is a black-and-white (1-bit) picture, which holds no exposure")
     chunks = png_chunks(data)
-    decoded = Decoded(np.empty(0), exif=_plain_exif(chunks.get(b"eXIf")))
+    decoded = Decoded(np.empty(0), exif=plain_exif(chunks.get(b"eXIf")))
     if b"cICP" in chunks and len(chunks[b"cICP"]) >= 2:
         decoded.colour = coded_colour(chunks[b"cICP"][0], chunks[b"cICP"][1])
     if b"iCCP" in chunks:

@@ -23,6 +23,10 @@ EXPOSURE_TIME, F_NUMBER, ISO, SENSITIVITY_TYPE, DATETIME_ORIGINAL = 0x829A, 0x82
 SHUTTER_SPEED_VALUE, APERTURE_VALUE, MAKER_NOTE, COLOUR_SPACE, INTEROP_IFD = 0x9201, 0x9202, 0x927C, 0xA001, 0xA005
 PIXEL_X, PIXEL_Y, LENS_MODEL, PHOTOMETRIC, DNG_VERSION = 0xA002, 0xA003, 0xA434, 0x0106, 0xC612
 THUMBNAIL_OFFSET, THUMBNAIL_LENGTH = 0x0201, 0x0202
+WIDTH, HEIGHT, EXPOSURE_BIAS, FOCAL_LENGTH, SUBSECOND = 0x0100, 0x0101, 0x9204, 0x920A, 0x9291
+EXPOSURE_MODE, BODY_SERIAL = 0xA402, 0xA431
+MANUAL, AUTO_BRACKET = 1, 2
+"""Of EXPOSURE_MODE (Exif 3.0, section 4.6.6.7)."""
 
 _KEPT_IN_IFD0 = {0x010E, MAKE, MODEL, 0x011A, 0x011B, 0x0128, 0x0131, DATETIME, 0x013B, 0x8298, *range(0x9C9B, 0x9CA0)}
 """What a rebuilt block keeps of the first directory: description, camera, resolution, software, time, artist, copyright, XP texts."""
@@ -53,6 +57,9 @@ class ExifFacts:
 
     orientation: 1 to 8 (Exif 3.0, section 4.6.5.2, tag 0x0112).   adobe_rgb: the file claims Adobe RGB the way cameras do (DCF 2.0).
     raw_sensor: a directory holds sensor data, or the DNG version tag is there.   notes: what was there but not usable.
+    subsecond: digits after the point of datetime's seconds.   exposure_mode: 0 auto, MANUAL or AUTO_BRACKET.
+    exposure_bias_stops: compensation, brighter = higher.   bracketing: the camera says, in Exif or its maker note, that it bracketed.
+    bracket_stops: place in the bracket by the maker note (Canon, Nikon).   width, height: as stored, of TIFF structures; else 0.
     """
 
     orientation: int = 1
@@ -64,6 +71,15 @@ class ExifFacts:
     datetime: str = ""
     adobe_rgb: bool = False
     raw_sensor: bool = False
+    subsecond: str = ""
+    focal_length_mm: float | None = None
+    exposure_mode: int | None = None
+    exposure_bias_stops: float | None = None
+    bracketing: bool = False
+    bracket_stops: float | None = None
+    serial: str = ""
+    width: int = 0
+    height: int = 0
     notes: tuple[str, ...] = ()
 
 
@@ -105,7 +121,10 @@ class _Block:
 
     def linked(self, directory: Directory, tag: int) -> Directory:
         offsets = self.numbers(directory, tag)
-        return self._directory(int(offsets[0]))[0] if offsets else {}
+        return self.directory_at(int(offsets[0])) if offsets else {}
+
+    def directory_at(self, offset: int) -> Directory:
+        return self._directory(offset)[0]
 
     def sub_directories(self) -> list[Directory]:
         return [self._directory(int(at))[0] for at in self.numbers(self.ifd0, SUB_IFDS)[:8]]
@@ -155,7 +174,13 @@ def read_exif(data: Readable) -> ExifFacts:
     orientation = block.number(block.ifd0, ORIENTATION)
     make, model = block.text(block.ifd0, MAKE), block.text(block.ifd0, MODEL)
     interop = block.text(block.linked(block.exif, INTEROP_IFD), 1)
-    photometric = {block.number(d, PHOTOMETRIC) for d in (block.ifd0, *block.sub_directories())}
+    pictures = (block.ifd0, *block.sub_directories())
+    photometric = {block.number(d, PHOTOMETRIC) for d in pictures}
+    sizes = [(int(block.number(d, WIDTH) or 0), int(block.number(d, HEIGHT) or 0)) for d in pictures]
+    width, height = max(sizes, key=lambda size: size[0] * size[1])
+    mode = block.number(both, EXPOSURE_MODE)
+    bias = block.number(both, EXPOSURE_BIAS)
+    bracketing, place = _maker_bracket(block, make)
     return ExifFacts(
         orientation=int(orientation) if orientation is not None and orientation in range(1, 9) else 1,
         exposure_time_s=plausible(time, "exposure time", 1e-7, 1e5),
@@ -167,8 +192,50 @@ def read_exif(data: Readable) -> ExifFacts:
         datetime=block.text(both, DATETIME_ORIGINAL) or block.text(block.ifd0, DATETIME),
         adobe_rgb=interop == "R03" and block.number(block.exif, COLOUR_SPACE) in (None, 2, 65535),
         raw_sensor=DNG_VERSION in block.ifd0 or bool(photometric & {32803, 34892}),
+        subsecond=_digits(block.text(both, SUBSECOND)),
+        focal_length_mm=plausible(block.number(both, FOCAL_LENGTH) or None, "focal length", 0.1, 1e5),
+        exposure_mode=int(mode) if mode in (0, MANUAL, AUTO_BRACKET) else None,
+        exposure_bias_stops=bias if bias is not None and abs(bias) <= 20 else None,
+        bracketing=bracketing or mode == AUTO_BRACKET,
+        bracket_stops=place,
+        serial=block.text(both, BODY_SERIAL),
+        width=width,
+        height=height,
         notes=tuple(notes),
     )
+
+
+def _digits(text: str) -> str:
+    return "".join(c for c in text if c in "0123456789")[:6]
+
+
+def _maker_bracket(block: _Block, make: str) -> tuple[bool, float | None]:
+    """(the maker note says that the camera bracketed, this photo's place in it in stops); layouts as ExifTool documents them."""
+    entry = block.exif.get(MAKER_NOTE)
+    if entry is None or len(entry.data) < 18:
+        return False, None
+    note = entry.data
+    at = struct.unpack(block.order + "I", block.data[entry.position + 8 : entry.position + 12])[0]
+    if make.lower().startswith("canon"):
+        shot = block.numbers(block.directory_at(at), 0x0004)  # ShotInfo; its 17th is the place, in 1/32 stops
+        return False, _canon_stops(int(shot[17])) if len(shot) > 17 else None
+    if note.startswith(b"Nikon\0\x02"):
+        own = _Block(note[10:])  # a TIFF structure of its own
+        return False, own.number(own.ifd0, 0x0019)
+    if note.startswith(b"FUJIFILM"):
+        own = _Block(b"II*\0" + note[8:12] + note[8:])  # offsets count from the note's start
+        return own.number(own.ifd0, 0x1100) in (1, 2), None
+    if note.startswith(b"Panasonic\0"):
+        return (block.number(block.directory_at(at + 12), 0x0045) or 0) in range(1, 7), None
+    return False, None
+
+
+def _canon_stops(code: int) -> float:
+    """Signed 1/32 stops in 16 bits, in which 12 and 20 stand for a third and two thirds."""
+    code = code - 65536 if code >= 32768 else code
+    whole, part = divmod(abs(code), 32)
+    stops = whole + {12: 1 / 3, 20: 2 / 3}.get(part, part / 32)
+    return -stops if code < 0 else stops
 
 
 def _sensitivity(block: _Block, both: Directory) -> float | None:
@@ -256,7 +323,8 @@ def block_from_facts(facts: ExifFacts) -> bytes | None:
 
 def merge_facts(facts: ExifFacts, fallback: ExifFacts) -> ExifFacts:
     """facts, with what they lack taken from fallback."""
-    names = ("exposure_time_s", "iso", "f_number", "camera", "lens", "datetime")
+    names = ("exposure_time_s", "iso", "f_number", "camera", "lens", "datetime", "subsecond", "focal_length_mm", "exposure_mode",
+             "exposure_bias_stops", "bracketing", "bracket_stops", "serial", "width", "height")  # fmt: skip
     return replace(facts, **{name: getattr(fallback, name) for name in names if not getattr(facts, name)})
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import mmap
 import stat
+import struct
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms
+from PIL import AvifImagePlugin, Image, ImageCms, WebPImagePlugin
 
 from gmodiff import decode
 from gmodiff.errors import FileFormatError, GMODiffError, InputError
@@ -30,6 +31,9 @@ MAX_PIXELS = 250_000_000
 
 MIN_SIDE = 16
 """Shorter sides hold nothing to align."""
+
+_JPEG_HEAD = 1 << 20
+"""Bytes in which a photo's metadata normally stands."""
 
 FORMATS = "JPEG, PNG, WebP, TIFF, HEIC, AVIF or camera RAW"
 
@@ -109,6 +113,99 @@ def read_photo(path: str | PathLike[str], *, max_pixels: int = MAX_PIXELS, raw_d
         # Five decoders raise some twenty kinds of error on damage; for the user they are one.
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise FileFormatError(f"{name} is truncated or damaged: {reason}") from error
+
+
+@dataclass(frozen=True)
+class PhotoFacts:
+    """What a photo file says of itself without being decoded: its format, upright size (0 where unknown), and EXIF facts."""
+
+    kind: str
+    width: int
+    height: int
+    exif: ExifFacts
+
+    @property
+    def raw(self) -> bool:
+        """Camera RAW."""
+        return self.kind == "raw" or self.exif.raw_sensor
+
+
+def read_facts(path: str | PathLike[str]) -> PhotoFacts:
+    """The facts of a photo from its headers; no pixel is decoded and no RAW developed. Errors as `read_photo`."""
+    path = Path(path)
+    kind = _identify(path)
+    try:
+        facts, width, height, upright = _headers(path, kind)
+    except GMODiffError as error:
+        raise type(error)(f"{shown_name(path)} {error}") from error
+    except Exception as error:
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise FileFormatError(f"{shown_name(path)} is truncated or damaged: {reason}") from error
+    if facts.orientation >= 5 and not upright:
+        width, height = height, width
+    return PhotoFacts(kind, width, height, facts)
+
+
+def _headers(path: Path, kind: str) -> tuple[ExifFacts, int, int, bool]:
+    """(EXIF, width, height, the size is that of the upright picture already)."""
+    if kind == "tiff":
+        facts = _with_file(path, read_exif)
+        return facts, facts.width, facts.height, False
+    if kind == "raw":
+        facts = _with_file(path, _raw_facts)
+        return facts, facts.width, facts.height, False
+    if kind == "jpeg":
+        with path.open("rb") as file:
+            data = file.read(_JPEG_HEAD)
+            try:
+                header = decode.jpeg_header(data)
+            except FileFormatError:  # metadata longer than this, or no picture at all
+                header = decode.jpeg_header(data + file.read())
+        return read_exif(header.exif or b""), header.width, header.height, False
+    if kind == "png":
+        exif, width, height = _with_file(path, _png_facts)
+        return exif, width, height, False
+    if kind == "heif":
+        data = path.read_bytes()
+        decode.check_heif_texts(data)
+        import pi_heif
+
+        picture = pi_heif.open_heif(io.BytesIO(data))  # decodes when somebody asks for pixels
+        block = decode.plain_exif(picture.info.get("exif"))
+        return read_exif(block or b""), picture.size[0], picture.size[1], True
+    with (WebPImagePlugin.WebPImageFile if kind == "webp" else AvifImagePlugin.AvifImageFile)(str(path)) as image:
+        return read_exif(decode.plain_exif(image.info.get("exif")) or b""), image.width, image.height, False
+
+
+def _raw_facts(data: Any) -> ExifFacts:
+    """EXIF of camera RAW: a TIFF structure under its own or a maker's mark, in Canon's boxes, or in Fujifilm's embedded JPEG."""
+    head = bytes(data[:16])
+    if head.startswith(b"FUJIFILMCCD-RAW"):
+        start, length = struct.unpack(">II", data[84:92])
+        header = decode.jpeg_header(bytes(data[start : start + min(length, _JPEG_HEAD)]))
+        return replace(read_exif(header.exif or b""), width=header.width, height=header.height)
+    if head[4:8] == b"ftyp":
+        found, boxes = ExifFacts(), bytes(data[:_JPEG_HEAD])
+        for box in (b"CMT1", b"CMT2"):
+            at = boxes.find(box)
+            if at >= 4:
+                found = merge_facts(found, read_exif(boxes[at + 4 : at - 4 + int.from_bytes(boxes[at - 4 : at], "big")]))
+        return found
+    if head[:4] in (b"IIRO", b"IIRS", b"IIU\0"):
+        return read_exif(b"II*\0" + bytes(data[4:_JPEG_HEAD]))
+    return read_exif(b"MM\0*" + bytes(data[4:_JPEG_HEAD])) if head[:4] == b"MMOR" else read_exif(data)
+
+
+def _png_facts(data: Any) -> tuple[ExifFacts, int, int]:
+    """Size and EXIF of a PNG; its chunks are stepped over, not read."""
+    width, height = struct.unpack(">II", data[16:24])
+    at, exif = 8, b""
+    while at + 12 <= len(data):
+        length = int.from_bytes(data[at : at + 4], "big")
+        if data[at + 4 : at + 8] == b"eXIf":
+            exif = bytes(data[at + 8 : at + 8 + length])
+        at += 12 + length
+    return read_exif(decode.plain_exif(exif) or b""), width, height
 
 
 def shown_name(path: Path) -> str:
