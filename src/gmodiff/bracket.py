@@ -74,7 +74,7 @@ def read_bracket(
     order = sorted(range(len(files)), key=lambda i: (keys[i], brightness[i].mean))
     _check_no_twins(photos, names, [i for i in order if brightness[i].measured > MEASURED_SHARE])
     if wanted is None:
-        wanted = order[_best_reference([brightness[i].exposed for i in order])]
+        wanted = order[best_reference([brightness[i].exposed for i in order])]
 
     frames = tuple(
         Frame(photos[i].encoded, known[i] if known is not None else math.nan, names[i], photos[i].exif, _noise(photos[i])) for i in order
@@ -183,7 +183,7 @@ def _read_photos(files: list[Path], max_pixels: int, progress: Progress | None) 
     developed: list[RawDevelopment] = []
 
     def read(file: Path) -> tuple[Photo, Brightness]:
-        _refuse_own_result(file)
+        refuse_own_result(file)
         photo = read_photo(file, max_pixels=max_pixels, raw_development=developed[0] if developed else None)
         if photo.raw is not None and not developed:
             developed.append(photo.raw)
@@ -206,8 +206,8 @@ def _read_photos(files: list[Path], max_pixels: int, progress: Progress | None) 
     return [photo for photo, _ in results], [brightness for _, brightness in results]
 
 
-def _refuse_own_result(path: Path) -> None:
-    """A second `gmodiff merge *.jpg` finds the first one's result among the photos: say so, rather than merge it."""
+def refuse_own_result(path: Path) -> None:
+    """A second `gmodiff merge *.jpg` finds the first one's result among the photos: say so, rather than merge it. Raises InputError."""
     if not path.is_file() or not os.access(path, os.R_OK):
         return  # reading it gives the better message
     with path.open("rb") as file:
@@ -260,7 +260,7 @@ def _noise(photo: Photo) -> NoiseModel:
     return NoiseModel.of_photo(photo.iso, photo.encoded.dtype.itemsize * 8, photo.lossy)
 
 
-def _best_reference(exposed: list[float]) -> int:
+def best_reference(exposed: list[float]) -> int:
     """Index of the frame with most well-exposed pixels; among those within REFERENCE_TIE of it, the one nearest to the middle.
 
     Of two equally near the longer exposure: its shadows are cleaner, and it looks more like what a camera would have metered.

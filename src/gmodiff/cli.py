@@ -16,6 +16,7 @@ from gmodiff import __version__
 from gmodiff.errors import GMODiffError, InputError
 from gmodiff.evaluate.command import evaluate, report
 from gmodiff.train.command import train
+from gmodiff.web.command import serve
 
 if TYPE_CHECKING:
     from gmodiff.image import Bracket
@@ -309,6 +310,7 @@ def inspect_file(file: str, as_json: bool, preview: str | None, headroom: float 
 command.add_command(evaluate)
 command.add_command(report)
 command.add_command(train)
+command.add_command(serve)
 
 
 @command.command("convert", short_help="Turn the full-size model's released files into one file.")

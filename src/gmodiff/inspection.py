@@ -35,12 +35,12 @@ _FLOOR_STOPS = -20.0
 _MAX_HEADROOM = 16.0
 
 
-def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
+def describe(path: str | os.PathLike[str], image: HDRImage | None = None) -> dict[str, Any]:
     """Facts of a file, all of them plain numbers, strings, lists and dicts; absent ones are None.
 
-    Raises what `read` raises.
+    image: what `read` made of it, where somebody has that already. Raises what `read` raises.
     """
-    image = read(path)
+    image = read(path) if image is None else image
     height, width = image.radiance.shape[:2]
     light = _light(image)
     facts: dict[str, Any] = {

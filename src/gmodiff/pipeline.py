@@ -14,7 +14,7 @@ from gmodiff.align import align as align_bracket
 from gmodiff.errors import InputError
 from gmodiff.estimate import Estimates, estimator
 from gmodiff.image import Bracket, Frame, HDRImage, Progress
-from gmodiff.merge import merge
+from gmodiff.merge import Merged, merge
 from gmodiff.provenance import constrain, summarise
 from gmodiff.radiometry import F32
 from gmodiff.runtime import Model
@@ -27,67 +27,69 @@ class Reconstruction:
     """Radiance before it is rendered: (H, W, 3) float32, 1.0 = the reference's white; (H, W) provenance; how frames were aligned.
 
     degradation: (H, W) uint8, 0..255, where the model doubts its own estimate; None without a model.
-    merged: the classical result, before any model, and source: (H, W) uint8, the frame that counted most in it; None unless kept.
     """
 
     radiance: F32 = field(repr=False)
     provenance: NDArray[np.uint8] = field(repr=False)
     alignments: tuple[Alignment, ...]
     degradation: NDArray[np.uint8] | None = field(default=None, repr=False)
-    merged: Reconstruction | None = field(default=None, repr=False)
-    source: NDArray[np.uint8] | None = field(default=None, repr=False)
 
-    def following(self, share: float) -> Reconstruction:
-        """How far the model is followed: 0 the classical merge, 1 all it says; between, a mean of the light, so no constraint breaks.
+    def towards(self, model: Reconstruction, share: float) -> Reconstruction:
+        """From this, the classical result, some of the way to a model's: 0 is this, 1 the model's.
 
-        Raises InputError for another share, or where the merge was not kept.
+        Between, a mean of the light, so that what holds for both holds for it. Raises InputError for another share.
         """
         if not 0 <= share <= 1:
             raise InputError(f"share {share:g}: expected 0 (the classical merge) to 1 (all that the network says)")
-        if share == 1:
-            return self
-        if self.merged is None:
-            raise InputError(f"share {share:g}: the classical merge was not kept beside this result")
-        if share == 0:
-            return self.merged
-        radiance = self.merged.radiance + np.float32(share) * (self.radiance - self.merged.radiance)
-        return replace(self, radiance=radiance)
+        if share in (0, 1):
+            return model if share else self
+        return replace(model, radiance=self.radiance + np.float32(share) * (model.radiance - self.radiance))
 
 
 def reconstruct_radiance(
+    bracket: Bracket, model: Model | Estimates | None = None, *, align: bool = True, progress: Progress | None = None
+) -> Reconstruction:
+    """`reconstruct` without the rendering: align, merge, estimate, constrain. Radiance is in the bracket's own primaries."""
+    alignments = aligned(bracket, align=align, progress=progress)
+    merged = merge(bracket, alignments, with_motion=model is not None, progress=_step(progress, "merge"))
+    return estimated(bracket, alignments, merged, model, progress=progress)
+
+
+def aligned(bracket: Bracket, *, align: bool = True, progress: Progress | None = None) -> tuple[Alignment, ...]:
+    """Where the reference's pixels are found in each frame; align: False leaves every frame as it is."""
+    return tuple(align_bracket(bracket, progress=_step(progress, "align")) if align else (Alignment() for _ in bracket.frames))
+
+
+def estimated(
     bracket: Bracket,
-    model: Model | Estimates | None = None,
+    alignments: tuple[Alignment, ...],
+    merged: Merged,
+    model: Model | Estimates | None,
     *,
-    align: bool = True,
-    keep_merged: bool = False,
+    keep: bool = False,
     progress: Progress | None = None,
 ) -> Reconstruction:
-    """`reconstruct` without the rendering: align, merge, estimate, constrain. Radiance is in the bracket's own primaries.
+    """What a model makes of a merged bracket, constrained; the merge itself, constrained, without one.
 
-    keep_merged: keep the classical result beside a model's, and which frame counted most in it.
+    merged: with `Merged.moved` where there is a model.   keep: leave `merged.radiance` as it is; else it becomes the result.
     """
-
-    def step(stage: str) -> Callable[[float], None] | None:
-        return None if progress is None else lambda fraction: progress(stage, fraction)
-
     reference = bracket.frames[bracket.reference]
-    alignments = align_bracket(bracket, progress=step("align")) if align else tuple(Alignment() for _ in bracket.frames)
-    merged = merge(bracket, alignments, with_motion=model is not None, with_source=keep_merged, progress=step("merge"))
-    classical = None
-    if keep_merged and model is not None:
-        light = constrain(merged.radiance, reference.encoded, bracket.response, reference.noise)
-        classical = Reconstruction(light, merged.provenance, tuple(alignments), source=merged.source)
-    radiance, provenance, degradation = merged.radiance, merged.provenance, None
+    provenance, degradation, held_to = merged.provenance, None, None
+    radiance = np.array(merged.radiance) if keep and model is None else merged.radiance
     if model is not None:
-        estimate = estimator(model)(bracket, alignments, radiance, progress=step("estimate"))
+        estimate = estimator(model)(bracket, alignments, merged.radiance, progress=_step(progress, "estimate"))
         if estimate.radiance.shape != radiance.shape:
             raise InputError(f"the model returned radiance of shape {estimate.radiance.shape}, expected {radiance.shape}")
         radiance = np.array(estimate.radiance, np.float32)  # a copy: what follows works in place
         held = False if estimate.everywhere else hold_where_still(radiance, merged, reference.encoded)
         provenance, degradation = np.where(held, provenance, estimate.relabelled(provenance)), estimate.degradation
-    held_to = None if model is None else merged.radiance
+        held_to = merged.radiance
     constrain(radiance, reference.encoded, bracket.response, reference.noise, merged=held_to, out=radiance)
-    return Reconstruction(radiance, provenance, tuple(alignments), degradation, classical, merged.source)
+    return Reconstruction(radiance, provenance, alignments, degradation)
+
+
+def _step(progress: Progress | None, stage: str) -> Callable[[float], None] | None:
+    return None if progress is None else lambda fraction: progress(stage, fraction)
 
 
 def reconstruct(
@@ -125,8 +127,7 @@ def finished(
     The picture takes `made.radiance` over, and brings it in place to primaries that other programs know.
     """
     reference = bracket.frames[bracket.reference]
-    rendering = None if progress is None else lambda fraction: progress("render", fraction)
-    rendered = render(made.radiance, bracket, look=look, base=base, max_headroom=headroom, progress=rendering)
+    rendered = render(made.radiance, bracket, look=look, base=base, max_headroom=headroom, progress=_step(progress, "render"))
     summary = summarise(made.provenance, made.radiance, bracket.relative_exposures[-1])
     shown_as, colour = in_published_primaries(made.radiance, rendered.look, bracket.colour)
     return HDRImage(

@@ -181,11 +181,21 @@ def load_refiner(name: str = DEFAULT_MODEL, *, runtime: str = "auto", device: st
     """The refiner of a model: the card called NAME-refiner.json beside the model's own; always in float32, since what is taken from it is
     a small difference of large values. Raises InputError where there is none; the rest as `load_model`.
     """
-    path = _card_path(name)
-    own = path.with_name(f"{path.stem}{REFINER_SUFFIX}{CARD_SUFFIX}")
+    own = _refiner_path(name)
     if not own.is_file():
-        raise InputError(f"model {path.stem} has no refiner ({own.name} would lie beside its card): leave --refine out, or train one")
+        model = own.stem.removesuffix(REFINER_SUFFIX)
+        raise InputError(f"model {model} has no refiner ({own.name} would lie beside its card): leave --refine out, or train one")
     return load_model(str(own), runtime=runtime, device=device, exact=True)
+
+
+def has_refiner(name: str) -> bool:
+    """Whether `load_refiner` would find one. Raises InputError for a model that is not there."""
+    return name != FULL_MODEL and _refiner_path(name).is_file()
+
+
+def _refiner_path(name: str) -> Path:
+    path = _card_path(name)
+    return path.with_name(f"{path.stem}{REFINER_SUFFIX}{CARD_SUFFIX}")
 
 
 def _card_path(name: str) -> Path:

@@ -65,12 +65,11 @@ class Autoencoder(nn.Module):
         self.up = nn.Sequential(shuffled(nn.Conv2d(coarse, fine * 4, 1), 4), nn.PixelShuffle(2))
         self.decode_fine = Block(fine)
         self.fold_out = shuffled(nn.Conv2d(fine, 3 * 16, 3, padding=1), 16)
-        self.skip_coarse, self.skip_fine = nn.Conv2d(coarse, coarse, 1), nn.Conv2d(fine, fine, 1)
-        for skip in (self.skip_coarse, self.skip_fine):  # the decoder begins without them, as the paper's does
-            nn.init.constant_(skip.weight, 0.0)
-            nn.init.dirac_(skip.weight)
-            skip.weight.data.mul_(1e-5)
-            nn.init.zeros_(skip.bias)  # type: ignore[arg-type]
+        self.join_coarse, self.join_fine = (nn.Conv2d(2 * width, width, 1) for width in (coarse, fine))
+        for join in (self.join_coarse, self.join_fine):  # the decoder begins nearly without what the encoder saw, as the paper's does
+            own, seen = torch.eye(join.out_channels), 1e-5 * torch.eye(join.out_channels)
+            join.weight.data = torch.cat([own, seen], dim=1)[..., None, None]
+            nn.init.zeros_(join.bias)  # type: ignore[arg-type]
 
     def encode(self, picture: Tensor) -> tuple[Tensor, Skips]:
         """(B, 3, H, W), H and W multiples of 8, to (B, latent, H / 8, W / 8) and what was seen on the way."""
@@ -82,12 +81,11 @@ class Autoencoder(nn.Module):
         """(B, latent, H / 8, W / 8) to (B, 3, H, W), not cut. skips: of the estimate's encoding; gates: of each, 1 where None."""
         x = self.from_latent(latent)
         if skips is not None:
-            taken = self.skip_coarse(skips.coarse)
-            x = x + (taken if gates is None else gates.coarse * taken)
+            x = self.join_coarse(torch.cat([x, skips.coarse if gates is None else gates.coarse * skips.coarse], dim=1))
         x = self.up(self.decode_coarse(x))
         if skips is not None:
-            taken = self.skip_fine(skips.fine)
-            x = x + (taken if gates is None else gates.fine * taken)
+            # Joined, not added (as the paper's are): an exact feature put on top of an approximate one is right in no sum.
+            x = self.join_fine(torch.cat([x, skips.fine if gates is None else gates.fine * skips.fine], dim=1))
         unfolded: Tensor = functional.pixel_shuffle(self.fold_out(self.decode_fine(x)), 4)
         return (unfolded + 1) / 2
 

@@ -1,0 +1,262 @@
+"""The private folder of one server: photos as they were uploaded, work files, and their removal at exit and after a day.
+
+Files here are named by us. What a photo was called is kept beside it, for people, and never becomes a path.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import secrets
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from gmodiff.bracket import refuse_own_result
+from gmodiff.errors import GMODiffError, InputError
+from gmodiff.exposure import measure_brightness
+from gmodiff.grouping import Shot, read_shot
+from gmodiff.photo import MAX_PIXELS, Photo, read_photo
+
+PREFIX = "gmodiff-page-"
+KEPT_S = 24 * 3600.0
+"""What nobody has touched for so long is removed."""
+THUMBNAIL_PX = 320
+MAX_NAME = 120
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A photo that was dropped on the page.
+
+    name: what the user calls it.   shot: its metadata, under that name.   thumbnail: JPEG.   exposed: share of well-exposed pixels.
+    """
+
+    id: str
+    name: str
+    path: Path
+    shot: Shot
+    thumbnail: bytes = field(repr=False)
+    exposed: float
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What is taken: bytes of one file, bytes of everything in the folder, pixels of a photo, photos at once."""
+
+    file_bytes: int = 1_000_000_000
+    total_bytes: int = 40_000_000_000
+    pixels: int = MAX_PIXELS
+    photos: int = 2000
+
+
+class Workspace:
+    """A folder that only this user can read, and what lies in it."""
+
+    def __init__(self, limits: Limits | None = None, place: Path | None = None) -> None:
+        self.limits = limits or Limits()
+        remove_left_behind(place)
+        self.folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=place))  # mode 0700
+        (self.folder / "pid").write_text(str(os.getpid()))
+        self._uploads: dict[str, Upload] = {}
+        self._touched: dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Remove everything."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def new_folder(self, kind: str) -> Path:
+        """An empty folder for one picture or bracket."""
+        path = self.folder / f"{kind}-{secrets.token_hex(8)}"
+        path.mkdir()
+        return path
+
+    def used_bytes(self) -> int:
+        """Of all files in the folder."""
+        total = 0
+        for root, _, names in os.walk(self.folder):
+            for name in names:
+                with contextlib.suppress(OSError):
+                    total += os.lstat(os.path.join(root, name)).st_size
+        return total
+
+    def check_room(self, wanted: int) -> None:
+        """Raises InputError where so many bytes more would pass the limit, or the disk has no room for them."""
+        if self.used_bytes() + wanted > self.limits.total_bytes:
+            raise InputError(
+                f"the page holds {self.used_bytes() / 1e9:.1f} GB and at most {self.limits.total_bytes / 1e9:g} GB (--max-total): "
+                "remove results or photos you are done with"
+            )
+        if shutil.disk_usage(self.folder).free < wanted + 100_000_000:
+            raise InputError("the disk of the temporary folder is full: free some space, or set TMPDIR to a larger one")
+
+    async def receive(self, chunks: AsyncIterator[bytes], name: str) -> tuple[Path, str]:
+        """Store an upload; returns its file and the name to show. Raises InputError where it is too large or empty."""
+        shown = shown_name(name)
+        path = self.folder / f"upload-{secrets.token_hex(8)}{_suffix(shown)}"
+        size = 0
+        try:
+            with path.open("xb") as file:
+                async for chunk in chunks:
+                    size += len(chunk)
+                    if size > self.limits.file_bytes:
+                        raise InputError(f"{shown} is larger than {self.limits.file_bytes / 1e6:g} MB (--max-upload)")
+                    file.write(chunk)
+            if size == 0:
+                raise InputError(f"{shown} is empty (0 bytes)")
+            return path, shown
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            raise InputError(f"{shown} cannot be kept: {error.strerror or error}") from error
+        except BaseException:  # a client that went away included
+            path.unlink(missing_ok=True)
+            raise
+
+    def add(self, path: Path, name: str) -> Upload:
+        """Look at a stored photo: metadata, thumbnail. It is removed where it is no photo; raises one line that names it."""
+        try:
+            if len(self._uploads) >= self.limits.photos:
+                raise InputError(
+                    f"{name}: {self.limits.photos} photos are here already; remove some, or use gmodiff batch for a whole card"
+                )
+            refuse_own_result(path)
+            shot = replace(read_shot(path), name=name)
+            if shot.width * shot.height > self.limits.pixels:
+                size = f"{shot.width}x{shot.height}, {shot.width * shot.height} pixels"
+                raise InputError(f"{name} is {size}, above the limit of {self.limits.pixels} (--max-pixels)")
+            small = _small(path, shot, self.limits.pixels)
+            done, jpeg = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 85])
+            if not done:
+                raise InputError(f"{name} cannot be shown")
+            exposed = measure_brightness(Photo(path, small)).exposed
+        except GMODiffError as error:
+            path.unlink(missing_ok=True)
+            raise type(error)(str(error).replace(str(path), name).replace(path.name, name)) from None
+        upload = Upload(secrets.token_hex(8), name, path, shot, jpeg.tobytes(), exposed, shot.notes)
+        with self._lock:
+            self._uploads[upload.id] = upload
+            self._touched[upload.id] = time.time()
+        return upload
+
+    def get(self, key: str) -> Upload:
+        """An upload by its id. Raises InputError where it is not there (any more)."""
+        with self._lock:
+            if key not in self._uploads:
+                raise InputError("this photo is not here any more: drop it again")
+            self._touched[key] = time.time()
+            return self._uploads[key]
+
+    def uploads(self) -> list[Upload]:
+        """All that are here, in the order they came."""
+        with self._lock:
+            return list(self._uploads.values())
+
+    def remove(self, key: str) -> None:
+        """Forget an upload and its file; nothing happens where it is gone already."""
+        with self._lock:
+            upload = self._uploads.pop(key, None)
+            self._touched.pop(key, None)
+        if upload is not None:
+            upload.path.unlink(missing_ok=True)
+
+    def remove_old(self, now: float | None = None) -> None:
+        """Forget uploads that nobody has touched for a day."""
+        limit = (time.time() if now is None else now) - KEPT_S
+        with self._lock:
+            old = [key for key, at in self._touched.items() if at < limit]
+        for key in old:
+            self.remove(key)
+
+    def in_users_words(self, text: str) -> str:
+        """A message with our file names replaced by the user's, and without our folder."""
+        for upload in self.uploads():
+            text = text.replace(str(upload.path), upload.name).replace(upload.path.name, upload.name)
+        return text.replace(f"{self.folder}{os.sep}", "").replace(str(self.folder), "the page's folder")
+
+
+def shown_name(name: str) -> str:
+    """What to call a file: the last part of the name a browser gave, printable, not too long."""
+    last = re.split(r"[/\\]", name)[-1]
+    clean = "".join(c for c in last if c.isprintable()).strip()
+    return clean[-MAX_NAME:] or "photo"
+
+
+def _suffix(name: str) -> str:
+    """The suffix, for readers that want one, where it is a plain one."""
+    found = re.search(r"\.[A-Za-z0-9]{1,5}$", name)
+    return found[0].lower() if found else ""
+
+
+def _small(path: Path, shot: Shot, max_pixels: int) -> NDArray[np.uint8]:
+    """(h, w, 3) uint8 sRGB or nearly, upright, at most THUMBNAIL_PX a side."""
+    data = path
+    if shot.raw:
+        embedded = _raw_preview(path)
+        if embedded is not None:
+            return _by_pillow(io.BytesIO(embedded))
+    else:
+        with contextlib.suppress(Exception):  # sixteen bits, unusual colours: the careful reader knows them, or says what is wrong
+            return _by_pillow(data)
+    photo = read_photo(path, max_pixels=max_pixels)
+    encoded = photo.encoded if photo.encoded.dtype == np.uint8 else (photo.encoded >> 8).astype(np.uint8)
+    scale = THUMBNAIL_PX / max(encoded.shape[:2])
+    size = (max(1, round(encoded.shape[1] * scale)), max(1, round(encoded.shape[0] * scale)))
+    return np.asarray(cv2.resize(encoded, size, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def _by_pillow(source: Path | io.BytesIO) -> NDArray[np.uint8]:
+    with Image.open(source) as image:
+        if image.mode not in ("RGB", "L", "P"):
+            raise InputError(image.mode)
+        image.draft("RGB", (THUMBNAIL_PX, THUMBNAIL_PX))  # a JPEG is decoded at an eighth of its size
+        upright = ImageOps.exif_transpose(image).convert("RGB")
+        upright.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+        return np.array(upright, np.uint8)
+
+
+def _raw_preview(path: Path) -> bytes | None:
+    """The JPEG a camera puts into its RAW file; None where there is none."""
+    try:
+        import rawpy
+
+        with rawpy.imread(str(path)) as raw:
+            preview = raw.extract_thumb()
+            return bytes(preview.data) if preview.format == rawpy.ThumbFormat.JPEG else None
+    except Exception:
+        return None  # developing it says what is wrong
+
+
+def remove_left_behind(place: Path | None = None) -> None:
+    """Remove folders of servers that were killed, or that are a day old."""
+    for folder in Path(place or tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        try:
+            if folder.is_symlink() or (hasattr(os, "getuid") and folder.stat().st_uid != os.getuid()):
+                continue
+            pid = int((folder / "pid").read_text() or 0)
+            if time.time() - folder.stat().st_mtime > 7 * KEPT_S or not _is_running(pid):
+                shutil.rmtree(folder, ignore_errors=True)
+        except (OSError, ValueError):
+            continue
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
