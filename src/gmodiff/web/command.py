@@ -8,6 +8,7 @@ import secrets
 import socket
 import sys
 import webbrowser
+from typing import Any
 
 import click
 
@@ -74,8 +75,14 @@ def serve(
         with contextlib.suppress(Exception):
             webbrowser.open(address)
     config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=1, server_header=False, ws="none")
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: Any) -> None:
+            page.closing.set()  # pages that are open wait for events for ever
+            super().handle_exit(sig, frame)
+
     try:
-        uvicorn.Server(config).run(sockets=[listening])
+        Server(config).run(sockets=[listening])
     except KeyboardInterrupt:
         pass
     finally:

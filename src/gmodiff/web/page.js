@@ -236,7 +236,7 @@ function toldJobs(jobs) {
 
 // Which photo the merge chose is known now.
 function markReference(job) {
-  const id = job.about.photos[job.about.names.indexOf(job.summary.reference)];
+  const id = job.about.photos[job.about.names.indexOf(job.reference)];
   for (const bracket of state.brackets) if (bracket.photos.some((p) => p.id === id)) bracket.likely = id;
   drawBrackets();
 }

@@ -59,8 +59,8 @@ class Job:
             before += share
         self.stage = stage
 
-    def as_dict(self, place: int | None = None) -> dict[str, Any]:
-        """Plain facts for the page. place: in the queue, from 1."""
+    def as_dict(self, place: int | None = None, *, brief: bool = False) -> dict[str, Any]:
+        """Plain facts for the page. place: in the queue, from 1.   brief: without the summary, which is long and never changes."""
         left = None
         now = self.ended or time.time()
         if self.state == RUNNING and self.started is not None and self.progress > 0.08:
@@ -78,7 +78,8 @@ class Job:
             "place": place,
             "error": self.error,
             "picture": self.picture,
-            "summary": self.summary,
+            "reference": None if self.summary is None else self.summary["reference"],
+            **({} if brief else {"summary": self.summary}),
         }
 
 
@@ -97,7 +98,6 @@ class Queue:
         self._explain = explain
         self._ready = threading.Condition()
         self._closed = False
-        self.version = 0
         self._threads = [threading.Thread(target=self._run, name=f"merge-{n}", daemon=True) for n in range(at_once)]
         for thread in self._threads:
             thread.start()
@@ -106,7 +106,6 @@ class Queue:
         """Put a job at the end of the queue."""
         with self._ready:
             self._jobs[job.id], self._work[job.id] = job, work
-            self.version += 1
             self._ready.notify()
         return job
 
@@ -119,11 +118,11 @@ class Queue:
         with self._ready:
             return list(self._jobs.values())
 
-    def snapshot(self) -> list[dict[str, Any]]:
+    def snapshot(self, *, brief: bool = False) -> list[dict[str, Any]]:
         """All jobs as plain facts, with their places in the queue."""
         jobs = self.jobs()
         waiting = [j.id for j in jobs if j.state == WAITING]
-        return [j.as_dict(waiting.index(j.id) + 1 if j.id in waiting else None) for j in jobs]
+        return [j.as_dict(waiting.index(j.id) + 1 if j.id in waiting else None, brief=brief) for j in jobs]
 
     def cancel(self, key: str) -> None:
         """Stop a job before it begins, or where it next says how far it is."""

@@ -48,7 +48,7 @@ TAKEN_AS = (".jpg", ".exr", ".avif", ".png", ".tif", ".hdr", ".jxl")
 MAX_QUEUE = 200
 RENDITIONS_KEPT = 3
 """Of one merge; older ones are removed when a setting makes another."""
-EVENT_S = 0.15
+EVENT_S = 0.2
 
 
 class Strict(BaseModel):
@@ -107,12 +107,12 @@ class Page:
         self._kept: dict[str, _Kept] = {}
         self._lock = threading.Lock()
         self._checking = threading.Semaphore(2)  # files decoded or encoded at once
-        self._closed = threading.Event()
+        self.closing = threading.Event()
         threading.Thread(target=self._tidy, name="tidy", daemon=True).start()
 
     def close(self) -> None:
         """End all jobs and remove all files."""
-        self._closed.set()
+        self.closing.set()
         self.queue.close()
         self.workspace.close()
 
@@ -244,7 +244,7 @@ class Page:
 
     def _tidy(self) -> None:
         """Once in a while, drop what is a day old."""
-        while not self._closed.wait(600):
+        while not self.closing.wait(600):
             self.workspace.remove_old()
             for job in self.queue.jobs():
                 if job.ended is not None and time.time() - job.ended > KEPT_S:
@@ -364,8 +364,8 @@ def create_app(page: Page) -> FastAPI:
 
         async def stream() -> AsyncIterator[str]:
             last, quiet = "", 0.0
-            while not page._closed.is_set() and not await request.is_disconnected():
-                now = json.dumps(page.queue.snapshot())
+            while not page.closing.is_set() and not await request.is_disconnected():
+                now = json.dumps(page.queue.snapshot(brief=True))
                 if now != last:
                     last, quiet = now, 0.0
                     yield f"data: {now}\n\n"
