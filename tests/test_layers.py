@@ -61,6 +61,7 @@ FOLDERS = {
     "datasets": set(ALLOWED) - {"runtime", "estimate", "full_estimate", "full_model", "pipeline"}
     | {"datasets", "decode", "exposure", "floatfiles", "reader"},
     "model": {"errors", "gainmap", "model"},
+    "web": set(ALLOWED) | {"exposure", "grouping", "inspection", "reader", "summary", "web", "writer"},
     "train": set(ALLOWED) - {"full_estimate", "full_model"} | {"datasets", "evaluate", "model", "reader", "train", "writer"},
     "evaluate": set(ALLOWED) | {"datasets", "evaluate", "reader", "runtime", "writer"},
 }
@@ -80,6 +81,11 @@ def test_only_the_full_size_model_knows_diffusers():
         outside = {w[1].split(".")[0] for w in words if len(w) > 1 and w[0] in ("import", "from")}
         assert not outside & {"peft", "transformers", "accelerate"}, path.name
         assert not outside & {"diffusers", "huggingface_hub"} or path.stem.startswith("sd21"), path.name
+
+
+def test_nobody_imports_the_page():
+    for path in PACKAGE.glob("*.py"):
+        assert path.stem == "cli" or "web" not in imports(path.stem), path.name
 
 
 def test_stages_know_nothing_of_evaluation():
