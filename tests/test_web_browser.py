@@ -103,7 +103,7 @@ def at(page, x: int, y: int) -> list[int]:
     page.evaluate(f"gmodiff.viewer.zoomTo(1), gmodiff.viewer.view.x = {x} + 0.5, gmodiff.viewer.view.y = {y} + 0.5, gmodiff.viewer.moved()")
     settled(page)
     place = page.evaluate(
-        f"(() => {{ const v = gmodiff.viewer, c = v.canvas; return [Math.floor(({x} + 0.5 - v.view.x) * v.view.zoom + c.width / 2),"
+        f"(() => {{ const v = gmodiff.viewer, c = v.size; return [Math.floor(({x} + 0.5 - v.view.x) * v.view.zoom + c.width / 2),"
         f" Math.floor(({y} + 0.5 - v.view.y) * v.view.zoom + c.height / 2)]; }})()"
     )
     return page.evaluate("([x, y]) => gmodiff.viewer.read(x, y)", place)

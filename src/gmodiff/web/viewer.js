@@ -45,6 +45,7 @@ void main() {
 
 const IDENTITY = [1, 0, 0, 0, 1, 0, 0, 0, 1];
 const MOST_TILES = 500, FETCHED_AT_ONCE = 6;
+const SLOW_MS = 40, COARSEST = 4, REST_MS = 250;  // frames slower than this are drawn coarser while something moves, and whole again at rest
 
 export class Viewer {
   constructor(canvas, changed) {
@@ -57,6 +58,9 @@ export class Viewer {
     this.waiting = [];
     this.fetching = 0;
     this.clock = 0;
+    this.size = { width: canvas.width, height: canvas.height };  // of the canvas in screen pixels; what is drawn may be coarser
+    this.coarse = 1;
+    this.paces = [];
     this.gl = canvas.getContext('webgl2', { antialias: false, alpha: false, powerPreference: 'high-performance' });
     if (this.gl) this.prepare();
     canvas.addEventListener('webglcontextlost', (event) => event.preventDefault());
@@ -111,13 +115,13 @@ export class Viewer {
   resized() {
     const ratio = window.devicePixelRatio || 1, box = this.canvas.getBoundingClientRect();
     const fitted = this.picture && Math.abs(this.view.zoom - this.fitting()) < 1e-6;
-    this.canvas.width = Math.max(1, Math.round(box.width * ratio));
-    this.canvas.height = Math.max(1, Math.round(box.height * ratio));
+    if (!box.width) return;  // hidden
+    this.size = { width: Math.max(1, Math.round(box.width * ratio)), height: Math.max(1, Math.round(box.height * ratio)) };
     if (fitted) this.fit();
     this.draw(true);
   }
 
-  fitting() { return Math.min(this.canvas.width / this.picture.width, this.canvas.height / this.picture.height); }
+  fitting() { return Math.min(this.size.width / this.picture.width, this.size.height / this.picture.height); }
 
   fit() {
     if (!this.picture) return;
@@ -126,12 +130,12 @@ export class Viewer {
   }
 
   // zoom: screen pixels per picture pixel; x, y: a place on the canvas, in its pixels, that stays where it is.
-  zoomTo(zoom, x = this.canvas.width / 2, y = this.canvas.height / 2) {
+  zoomTo(zoom, x = this.size.width / 2, y = this.size.height / 2) {
     if (!this.picture) return;
     const held = this.pictureAt(x, y), least = Math.min(this.fitting(), 1) / 2;
     this.view.zoom = Math.min(32, Math.max(least, zoom));
-    this.view.x = held.x - (x - this.canvas.width / 2) / this.view.zoom;
-    this.view.y = held.y - (y - this.canvas.height / 2) / this.view.zoom;
+    this.view.x = held.x - (x - this.size.width / 2) / this.view.zoom;
+    this.view.y = held.y - (y - this.size.height / 2) / this.view.zoom;
     this.moved();
   }
 
@@ -143,25 +147,25 @@ export class Viewer {
     // At whole multiples pixels fall on pixels.
     if (this.view.zoom >= 1 && Number.isInteger(this.view.zoom)) {
       const snap = (centre, size) => (Math.round((centre * this.view.zoom - size / 2)) + size / 2) / this.view.zoom;
-      this.view.x = snap(this.view.x, this.canvas.width);
-      this.view.y = snap(this.view.y, this.canvas.height);
+      this.view.x = snap(this.view.x, this.size.width);
+      this.view.y = snap(this.view.y, this.size.height);
     }
     this.draw();
   }
 
   pictureAt(x, y) {
-    return { x: this.view.x + (x - this.canvas.width / 2) / this.view.zoom, y: this.view.y + (y - this.canvas.height / 2) / this.view.zoom };
+    return { x: this.view.x + (x - this.size.width / 2) / this.view.zoom, y: this.view.y + (y - this.size.height / 2) / this.view.zoom };
   }
 
   onCanvas(event) {
     const box = this.canvas.getBoundingClientRect();
-    return { x: (event.clientX - box.left) * this.canvas.width / box.width, y: (event.clientY - box.top) * this.canvas.height / box.height };
+    return { x: (event.clientX - box.left) * this.size.width / box.width, y: (event.clientY - box.top) * this.size.height / box.height };
   }
 
   listen() {
     const canvas = this.canvas, fingers = new Map();
     let dividing = false, spread = 0;
-    const nearDivider = (at) => this.state.beside !== '' && Math.abs(at.x - this.state.split * canvas.width) < 14 * (window.devicePixelRatio || 1);
+    const nearDivider = (at) => this.state.beside !== '' && Math.abs(at.x - this.state.split * this.size.width) < 14 * (window.devicePixelRatio || 1);
     canvas.addEventListener('pointerdown', (event) => {
       if (!this.picture) return;
       canvas.setPointerCapture(event.pointerId);
@@ -176,7 +180,7 @@ export class Viewer {
       if (this.pointed) this.pointed(this.pictureAt(now.x, now.y));
       if (!before) return;
       fingers.set(event.pointerId, now);
-      if (dividing) { this.state.split = Math.min(1, Math.max(0, now.x / canvas.width)); this.draw(); return; }
+      if (dividing) { this.state.split = Math.min(1, Math.max(0, now.x / this.size.width)); this.draw(); return; }
       if (fingers.size === 2) {
         const [a, b] = [...fingers.values()], apart = Math.hypot(a.x - b.x, a.y - b.y);
         if (spread) this.zoomTo(this.view.zoom * apart / spread, (a.x + b.x) / 2, (a.y + b.y) / 2);
@@ -198,7 +202,7 @@ export class Viewer {
     });
     canvas.addEventListener('keydown', (event) => {
       if (!this.picture || event.ctrlKey || event.metaKey || event.altKey) return;
-      const far = 0.15 * Math.min(canvas.width, canvas.height);
+      const far = 0.15 * Math.min(this.size.width, this.size.height);
       const keys = {
         ArrowLeft: () => this.moveBy(far, 0), ArrowRight: () => this.moveBy(-far, 0), ArrowUp: () => this.moveBy(0, far), ArrowDown: () => this.moveBy(0, -far),
         '+': () => this.zoomTo(this.view.zoom * 1.5), '=': () => this.zoomTo(this.view.zoom * 1.5), '-': () => this.zoomTo(this.view.zoom / 1.5),
@@ -229,7 +233,7 @@ export class Viewer {
 
   // The texture of a tile, or null while it is on its way.
   tile(layer, level, column, row) {
-    const key = `${this.picture.id}/${layer}/${level}/${column}/${row}`;
+    const key = this.key(layer, level, column, row);
     let tile = this.tiles.get(key);
     if (!tile) {
       tile = { texture: null, used: 0 };
@@ -274,17 +278,28 @@ export class Viewer {
     if (now) { this.paint(); return; }
     if (this.asked) return;
     this.asked = true;
-    requestAnimationFrame(() => { this.asked = false; this.paint(); });
+    requestAnimationFrame((time) => { this.asked = false; this.pace(time); this.paint(); });
+  }
+
+  // How coarse the next frame is drawn: without a GPU a large canvas takes long, and what moves should move smoothly.
+  pace(time) {
+    const since = time - (this.before ?? -Infinity);
+    this.before = time;
+    this.paces = since < REST_MS ? [...this.paces.slice(-3), since] : [];
+    if (this.paces.length === 4 && Math.min(...this.paces) > SLOW_MS && this.coarse < COARSEST) { this.coarse++; this.paces = []; }
+    clearTimeout(this.rest);
+    if (this.coarse > 1) this.rest = setTimeout(() => { this.coarse = 1; this.before = undefined; this.paint(); if (this.changed) this.changed(); }, REST_MS);
   }
 
   paint() {
-    const gl = this.gl, { width, height } = this.canvas;
+    const gl = this.gl, width = Math.max(1, Math.round(this.size.width / this.coarse)), height = Math.max(1, Math.round(this.size.height / this.coarse));
+    if (this.canvas.width !== width || this.canvas.height !== height) Object.assign(this.canvas, { width, height });
     this.clock++;
     gl.viewport(0, 0, width, height);
     gl.disable(gl.SCISSOR_TEST);
     gl.clearColor(0.067, 0.067, 0.067, 1);
     gl.clear(gl.COLOR_BUFFER_BIT);
-    gl.uniform2f(this.uniform.canvas, width, height);
+    gl.uniform2f(this.uniform.canvas, this.size.width, this.size.height);
     gl.uniform4f(this.uniform.view, this.view.x, this.view.y, this.view.zoom, 0);
     const main = this.state.mode === 'screen' && this.picture.gain ? 'screen' : 'light';
     if (this.state.beside === '') this.side(main);
@@ -295,8 +310,8 @@ export class Viewer {
       this.side(main);
       gl.scissor(at, 0, width - at, height);
       this.side(`frame${this.state.beside}`);
-      const line = 2 * Math.round(window.devicePixelRatio || 1);
-      gl.scissor(Math.max(0, at - line / 2), 0, line, height);
+      const line = Math.max(1, Math.round(2 * (window.devicePixelRatio || 1) / this.coarse));
+      gl.scissor(Math.max(0, at - Math.floor(line / 2)), 0, line, height);
       gl.clearColor(1, 1, 1, 1);
       gl.clear(gl.COLOR_BUFFER_BIT);
     }
@@ -332,27 +347,41 @@ export class Viewer {
     }
     const layers = [what === 'screen' ? 'base' : what === 'light' ? 'radiance' : what, what === 'screen' ? 'gain' : null, overlay ? 'labels' : null];
     const last = picture.sizes.length - 1;
-    const wanted = Math.min(last, Math.max(0, Math.floor(Math.log2(1 / this.view.zoom) + 1e-9)));
+    const wanted = Math.min(last, Math.max(0, Math.floor(Math.log2(this.coarse / this.view.zoom) + 1e-9)));
+    if (this.whole(layers, wanted)) { this.drawLevel(layers, wanted, true); return; }
     // Coarse ones first: they stand where finer ones are still on their way.
-    for (let level = last; level >= wanted; level--) if (level === last || level === wanted || level === wanted + 1) this.drawLevel(layers, level, level === last || level === wanted);
+    for (let level = last; level >= wanted; level--) this.drawLevel(layers, level, level === last || level === wanted);
+  }
+
+  // Whether all tiles of a level that are seen are there.
+  whole(layers, level) {
+    let all = true;
+    this.eachTile(level, (column, row) => { all &&= layers.every((layer) => !layer || this.tiles.get(this.key(layer, level, column, row))?.texture); });
+    return all;
+  }
+
+  key(layer, level, column, row) { return `${this.picture.id}/${layer}/${level}/${column}/${row}`; }
+
+  eachTile(level, act) {
+    const picture = this.picture, [height, width] = picture.sizes[level], tile = picture.tile;
+    const from = this.pictureAt(0, 0), to = this.pictureAt(this.size.width, this.size.height);
+    const range = (a, b, scale, size) => [Math.max(0, Math.floor(a / scale / tile)), Math.min(Math.ceil(size / tile) - 1, Math.floor(b / scale / tile))];
+    const [left, right] = range(from.x, to.x, picture.width / width, width), [top, bottom] = range(from.y, to.y, picture.height / height, height);
+    for (let row = top; row <= bottom; row++) for (let column = left; column <= right; column++) act(column, row);
   }
 
   drawLevel(layers, level, load) {
     const gl = this.gl, picture = this.picture, [height, width] = picture.sizes[level];
     const sx = picture.width / width, sy = picture.height / height, tile = picture.tile;
-    const from = this.pictureAt(0, 0), to = this.pictureAt(this.canvas.width, this.canvas.height);
-    const range = (a, b, s, size) => [Math.max(0, Math.floor(a / s / tile)), Math.min(Math.ceil(size / tile) - 1, Math.floor(b / s / tile))];
-    const [left, right] = range(from.x, to.x, sx, width), [top, bottom] = range(from.y, to.y, sy, height);
-    for (let row = top; row <= bottom; row++) for (let column = left; column <= right; column++) {
-      const key = (layer) => `${picture.id}/${layer}/${level}/${column}/${row}`;
-      if (!load && layers.some((layer) => layer && !this.tiles.get(key(layer))?.texture)) continue;
+    this.eachTile(level, (column, row) => {
+      if (!load && layers.some((layer) => layer && !this.tiles.get(this.key(layer, level, column, row))?.texture)) return;
       const textures = layers.map((layer) => layer ? this.tile(layer, level, column, row) : this.blank);
-      if (textures.some((t) => !t)) continue;
+      if (textures.some((t) => !t)) return;
       textures.forEach((texture, unit) => {
         gl.activeTexture(gl.TEXTURE0 + unit);
         gl.bindTexture(gl.TEXTURE_2D, texture);
         if (texture === this.blank) return;
-        const smooth = unit < 2 && this.view.zoom < 1 ? gl.LINEAR : gl.NEAREST;  // pixels seen one by one are shown as they are
+        const smooth = unit < 2 && this.view.zoom < this.coarse ? gl.LINEAR : gl.NEAREST;  // pixels seen one by one are shown as they are
         gl.texParameteri(gl.TEXTURE_2D, gl.TEXTURE_MIN_FILTER, smooth);
         gl.texParameteri(gl.TEXTURE_2D, gl.TEXTURE_MAG_FILTER, smooth);
       });
@@ -360,14 +389,15 @@ export class Viewer {
       const w = Math.min(tile, width - column * tile), h = Math.min(tile, height - row * tile);
       gl.uniform4f(this.uniform.place, column * tile * sx, row * tile * sy, w * sx, h * sy);
       gl.drawArrays(gl.TRIANGLE_STRIP, 0, 4);
-    }
+    });
   }
 
   // Whether everything that is looked at is there.
-  get complete() { return this.fetching === 0 && this.waiting.length === 0 && !this.asked; }
+  get complete() { return this.fetching === 0 && this.waiting.length === 0 && !this.asked && this.coarse === 1; }
 
   // The drawn pixel (0..255 each) at a place of the canvas, in its pixels from the top left.
   read(x, y) {
+    this.coarse = 1;
     this.paint();
     const out = new Uint8Array(4);
     this.gl.readPixels(x, this.canvas.height - 1 - y, 1, 1, this.gl.RGBA, this.gl.UNSIGNED_BYTE, out);
