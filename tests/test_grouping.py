@@ -341,3 +341,11 @@ def test_a_damaged_maker_note_is_no_error(cut):
     values = struct.pack("<18H", *([0] * 17), 64)
     block = maker_exif("Canon", directory({0x0004: (3, 18, b"\xff\xff\xff\x7f")}) + values)
     read_exif(block[:cut])
+
+
+def test_an_edited_version_beside_its_original_spoils_no_bracket():
+    shots = burst(1, 0)
+    edited = [replace(s, name=f"{s.path.stem}_edit.jpg", path=s.path.with_name(f"{s.path.stem}_edit.jpg"), bytes=900) for s in shots]
+    plan = group([*shots, *edited])
+    assert names(plan) == [["IMG_1.jpg", "IMG_2.jpg", "IMG_3.jpg"]]
+    assert "another version of IMG_2.jpg" in left(plan)["IMG_2_edit.jpg"]

@@ -183,7 +183,7 @@ def _read_photos(files: list[Path], max_pixels: int, progress: Progress | None) 
     developed: list[RawDevelopment] = []
 
     def read(file: Path) -> tuple[Photo, Brightness]:
-        _refuse_own_result(file)
+        refuse_own_result(file)
         photo = read_photo(file, max_pixels=max_pixels, raw_development=developed[0] if developed else None)
         if photo.raw is not None and not developed:
             developed.append(photo.raw)
@@ -206,7 +206,7 @@ def _read_photos(files: list[Path], max_pixels: int, progress: Progress | None) 
     return [photo for photo, _ in results], [brightness for _, brightness in results]
 
 
-def _refuse_own_result(path: Path) -> None:
+def refuse_own_result(path: Path) -> None:
     """A second `gmodiff merge *.jpg` finds the first one's result among the photos: say so, rather than merge it."""
     if not path.is_file() or not os.access(path, os.R_OK):
         return  # reading it gives the better message

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gmodiff import __version__
+from gmodiff.batch_command import batch
 from gmodiff.errors import GMODiffError, InputError
 from gmodiff.evaluate.command import evaluate, report
 from gmodiff.train.command import train
@@ -339,6 +340,7 @@ def inspect_file(file: str, as_json: bool, preview: str | None, headroom: float 
         click.echo(f"preview: {preview}")
 
 
+command.add_command(batch)
 command.add_command(evaluate)
 command.add_command(report)
 command.add_command(train)

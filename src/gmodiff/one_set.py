@@ -1,0 +1,213 @@
+"""One set of a batch, from its photos to its picture, wherever it runs: a worker here, or a worker of a cluster."""
+
+from __future__ import annotations
+
+import errno
+import sys
+import threading
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from gmodiff.errors import GMODiffError, InputError
+from gmodiff.storage import deliver, fetched, is_url, name, sha256, stamp
+
+PREVIEW_PX = 360
+"""Longer side of the picture in the report."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What makes a difference to a result; as the options of `gmodiff merge`. weights: hash of the network's, "" without one."""
+
+    model: str = "compact"
+    weights: str = ""
+    runtime: str = "auto"
+    device: str = "auto"
+    exact: bool = False
+    estimate_size: str = "auto"
+    tile: int | None = None
+    refine: float = 0.0
+    response: str = "auto"
+    align: bool = True
+    look: str = "camera"
+    headroom: float = 3.0
+    base: str = "tonemap"
+    quality: int = 95
+    compact: bool = False
+    strip: bool = False
+    max_pixels: int = 250_000_000
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for the manifest."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One set to make.
+
+    output: its name in the manifest.   target: path or URL of the result.   photos: paths or URLs.   scratch: folder beside the results
+    for unfinished files; None on machines that have their own.   ev, reference: as for `read_bracket`.   known: hashes of the photos of the
+    result that is there, made with the same settings; None where it has to be made in any case.   bytes: estimated memory.
+    """
+
+    output: str
+    target: str
+    photos: tuple[str, ...]
+    settings: Settings
+    scratch: str | None = None
+    ev: tuple[float, ...] | None = None
+    reference: str | None = None
+    known: tuple[str, ...] | None = None
+    bytes: int = field(default=0, compare=False)
+
+
+_MODELS: dict[tuple[Any, ...], Any] = {}
+_ONE_AT_A_TIME = threading.Lock()  # a worker of a cluster may have several threads; memory is reckoned for one set a process
+
+
+def make_set(job: Job) -> dict[str, Any]:
+    """Merge a set and put its picture in its place; the outcome for the manifest, with "preview" (JPEG bytes) beside it.
+
+    Never raises for what is wrong with one set: its outcome is "failed" with a line, and "full" where the disk was full.
+    "kept" where the photos turn out to be those the result was made from.
+    """
+    with _ONE_AT_A_TIME:
+        started = time.monotonic()
+        outcome: dict[str, Any] = {"photos": [{"place": p, "stamp": "", "sha256": ""} for p in job.photos]}
+        try:
+            outcome |= {"status": "done"} | _made(job, outcome["photos"])
+        except GMODiffError as error:
+            outcome |= {"status": "failed", "error": " ".join(str(error).split()), "full": _is_full(error)}
+        except MemoryError:
+            outcome |= {"status": "failed", "error": "not enough memory for photos of this size: fewer --workers, or smaller copies"}
+        except Exception as error:  # a fault of this program in one set must not take the other five hundred along
+            reason = " ".join(str(error).split())[:200]
+            outcome |= {"status": "failed", "error": f"{type(error).__name__}: {reason}", "full": _is_full(error)}
+        return outcome | {"seconds": round(time.monotonic() - started, 3), "peak_mb": peak_mb()}
+
+
+def _made(job: Job, photos: list[dict[str, str]]) -> dict[str, Any]:
+    from gmodiff.bracket import read_bracket
+    from gmodiff.pipeline import reconstruct
+    from gmodiff.writer import write
+
+    with fetched(list(job.photos)) as local, TemporaryDirectory(dir=job.scratch, prefix="set-") as folder:
+        for entry, file in zip(photos, local, strict=True):
+            entry["stamp"] = stamp(entry["place"])
+            entry["sha256"] = sha256(file)
+        if job.known is not None and job.known == tuple(p["sha256"] for p in photos):
+            return {"kept": True}
+        settings = job.settings
+        bracket = read_bracket(
+            local,
+            ev=job.ev,
+            reference=job.reference if job.reference is None else _local_name(job, local),
+            response=settings.response,
+            max_pixels=settings.max_pixels,
+        )
+        image = reconstruct(
+            bracket, load_estimator(settings), align=settings.align, look=settings.look, base=settings.base, headroom=settings.headroom
+        )
+        made = Path(folder) / name(job.target)
+        write(image, made, quality=settings.quality, compact=settings.compact, strip=settings.strip)
+        facts = {"bytes": made.stat().st_size, "sha256": sha256(made), "result": _result(bracket, image)}
+        preview = _preview(image)
+        if any(stamp(p["place"]) != p["stamp"] for p in photos if not is_url(p["place"])):
+            raise InputError("a photo changed while it was being merged; run again when the card is no longer written to")
+        deliver(made, job.target)
+        return facts | {"preview": preview}
+
+
+def _local_name(job: Job, local: list[Path]) -> str:
+    """The reference as `read_bracket` knows it: a photo of a URL is a local file meanwhile."""
+    for place, file in zip(job.photos, local, strict=True):
+        if job.reference in (place, name(place)):
+            return str(file)
+    return str(job.reference)
+
+
+def load_estimator(settings: Settings) -> Any:
+    """The network, ready; loaded once a process. None for the classical merge. Raises InputError and its relatives."""
+    from gmodiff.estimate import Estimator
+    from gmodiff.refine import Refinement
+    from gmodiff.runtime import NO_MODEL, load_model, load_refiner
+
+    if settings.model == NO_MODEL:
+        return None
+    key = (settings.model, settings.weights, settings.runtime, settings.device, settings.exact, settings.estimate_size,
+           settings.tile, settings.refine)  # fmt: skip
+    if key not in _MODELS:
+        network = load_model(settings.model, runtime=settings.runtime, device=settings.device, exact=settings.exact)
+        own = getattr(network, "estimator", None)
+        if own is not None:
+            estimator = own(settings.tile)
+        else:
+            refinement = None
+            if settings.refine > 0:
+                refiner = load_refiner(settings.model, runtime=settings.runtime, device=settings.device)
+                refinement = Refinement(refiner, settings.refine)
+            shrink = {"auto": None, "full": 1, "half": 2}[settings.estimate_size]
+            estimator = Estimator(network, None if settings.tile is None else (settings.tile, settings.tile), shrink, refinement)
+        _MODELS.clear()  # settings change between batches, and a network holds memory
+        _MODELS[key] = estimator
+    return _MODELS[key]
+
+
+def _result(bracket: Any, image: Any) -> dict[str, Any]:
+    """What a person wants to know of a picture among five hundred."""
+    import math
+
+    calibration = bracket.calibration
+    height, width = bracket.shape
+    known = [v for v in calibration.residual_stops if math.isfinite(v)]
+    return {
+        "width": width,
+        "height": height,
+        "frames": [
+            {"name": f.name, "stops": round(math.log2(e), 2)} for f, e in zip(bracket.frames, bracket.relative_exposures, strict=True)
+        ],
+        "reference": bracket.frames[bracket.reference].name,
+        "exposure_source": calibration.exposure_source,
+        "response": bracket.response.name,
+        "disagreement_stops": round(max(known), 3) if known else None,
+        "headroom_stops": round(image.gain_map.metadata.alternate_headroom, 3) if image.gain_map is not None else None,
+        "provenance": image.metadata["provenance"],
+        "moved_px": round(max((a["shift_px"] for a in image.metadata["alignment"]), default=0.0), 1),
+        "notes": list(calibration.notes),
+    }
+
+
+def _preview(image: Any) -> bytes:
+    """The SDR picture, small, as JPEG."""
+    import cv2
+
+    base = image.base
+    scale = PREVIEW_PX / max(base.shape[:2])
+    if scale < 1:
+        size = (max(round(base.shape[1] * scale), 1), max(round(base.shape[0] * scale), 1))
+        base = cv2.resize(base, size, interpolation=cv2.INTER_AREA)
+    done, data = cv2.imencode(".jpg", cv2.cvtColor(base, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 80])
+    return bytes(data.tobytes()) if done else b""
+
+
+def _is_full(error: BaseException | None) -> bool:
+    """Whether a full disk is behind an error."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def peak_mb() -> int | None:
+    """Most memory this process ever held, in megabytes; None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1e6 if sys.platform == "darwin" else 1e3 / 1.024))
