@@ -25,27 +25,12 @@ from gmodiff.one_set import Job, Settings
 from gmodiff.plan_file import PlanFile, PlannedSet
 from gmodiff.runtime import NO_MODEL
 from gmodiff.storage import is_url, join, size, stamp
+from gmodiff.watcher import Watcher
 from gmodiff.workers import Outcome, Stop, run_here
 
 MANIFEST, REPORT, HIDDEN = "batch.jsonl", "batch.html", ".gmodiff-batch"
 UNKNOWN_PIXELS = 24_000_000
 """Assumed of photos whose size a plan does not tell, when memory is reckoned."""
-
-
-class Watcher:
-    """What a batch tells while it runs; every method does nothing here."""
-
-    def begins(self, total: int, kept: int, workers: int) -> None:
-        """total: sets to make; kept: done and up to date already; workers: 0 where a cluster decides."""
-
-    def ended(self, output: str, row: Row) -> None:
-        """A set is done or failed."""
-
-    def tick(self, running: int) -> None:
-        """Twice a second: sets at hand."""
-
-    def note(self, text: str) -> None:
-        """A sentence for the user."""
 
 
 @dataclass

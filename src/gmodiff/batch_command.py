@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gmodiff.errors import InputError, OutputError
+from gmodiff.watcher import Watcher
 
 if TYPE_CHECKING:
     from gmodiff.batch import Outcomes
@@ -248,7 +249,7 @@ def _duration(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
-class _Shown:
+class _Shown(Watcher):
     """Progress on stderr: on a terminal a bar with rate and time left, failures above it as they come; else a line a set."""
 
     def __init__(self, quiet: bool) -> None:

@@ -76,7 +76,7 @@ def run_on_cluster(
                 photos = [{"place": p, "stamp": "", "sha256": ""} for p in job.photos]
                 lost = f"its worker was lost {tries[job.output]} times: out of memory, or a machine that went away"
                 ended(job, outcome or {"status": "failed", "error": lost, "photos": photos, "seconds": 0.0, "peak_mb": None})
-    except (OSError, distributed.comm.CommClosedError) as error:
+    except OSError as error:  # a closed connection of dask's is one
         raise InputError(f"--cluster {address}: the connection was lost ({_line(error)}); run again to go on") from None
     finally:
         if running:
@@ -86,7 +86,7 @@ def run_on_cluster(
 
 def _connected(distributed: Any, address: str) -> Any:
     try:
-        client = distributed.Client(address, timeout=ANSWER_S, set_as_default=False)
+        client = distributed.Client(address, timeout=ANSWER_S)
     except ValueError as error:
         raise InputError(f"--cluster {address}: not an address ({_line(error)}); expected tcp://HOST:PORT") from None
     except (OSError, TimeoutError):
@@ -142,7 +142,7 @@ def _outcome(future: Any, job: Job) -> Outcome | None:
 
     try:
         return dict(future.result(timeout=ANSWER_S))
-    except (distributed.KilledWorker, distributed.CancelledError, TimeoutError, distributed.comm.CommClosedError):
+    except (distributed.KilledWorker, distributed.CancelledError, OSError):
         return None
     except Exception as error:  # it could not even begin: a package that is missing there
         photos = [{"place": p, "stamp": "", "sha256": ""} for p in job.photos]

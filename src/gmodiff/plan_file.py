@@ -83,7 +83,7 @@ def plan_of(plan: Plan, card: Card, template: str = TEMPLATE) -> PlanFile:
         first = group.shots[0]
         pixels = max(s.width * s.height for s in group.shots)
         sets.append(PlannedSet(_named(template, group, places, number), places, group.why, pixels or None, first.raw))
-    leftovers = [(card.places.get(getattr(item, "path", item), str(item)), why) for item, why in plan.leftovers]
+    leftovers = [(str(item) if isinstance(item, Path) else card.places[item.path], why) for item, why in plan.leftovers]
     leftovers += [(str(path), why) for path, why in card.others]
     made = PlanFile(tuple(sets), tuple(leftovers))
     check_names(made.sets)
@@ -176,7 +176,8 @@ def _read_set(entry: Any, where: str) -> PlannedSet:
         raise FileFormatError(f"{where}: ev must be {len(photos)} numbers, one a photo")
     if reference is not None and not isinstance(reference, str):
         raise FileFormatError(f"{where}: reference must be the name of one of its photos")
-    pixels = round(megapixels * 1e6) if type(megapixels) in (int, float) and 0 < megapixels < 1e5 else None
+    sized = isinstance(megapixels, (int, float)) and 0 < megapixels < 1e5
+    pixels = round(float(megapixels or 0) * 1e6) if sized else None
     why = entry.get("why")
     return PlannedSet(
         output,

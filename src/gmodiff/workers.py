@@ -83,15 +83,15 @@ def run_here(
     """
     stop = stop or Stop()
     waiting = sorted(jobs, key=lambda j: -j.bytes)
-    for job in waiting:
-        if job.bytes > memory:
-            need, there = job.bytes / 1e9, memory / 1e9
+    for large in waiting:
+        if large.bytes > memory:
+            need, there = large.bytes / 1e9, memory / 1e9
             reason = (
                 f"needs about {need:.1f} GB of memory and {there:.1f} GB are free: close other programs, give --memory, or smaller copies"
             )
-            starting(job)
-            ended(job, _failed(job, reason))
-    waiting = [job for job in waiting if job.bytes <= memory]
+            starting(large)
+            ended(large, _failed(large, reason))
+    waiting = [j for j in waiting if j.bytes <= memory]
     shares = core_shares(count)
     workers: list[_Worker] = []
     tried: set[str] = set()
@@ -132,18 +132,18 @@ def _begin(waiting: list[Job], workers: list[_Worker], shares: list[list[int]], 
     """Give idle workers, or new ones, the next sets that fit beside those at hand."""
     while waiting:
         used = sum(w.job.bytes for w in workers if w.job is not None)
-        job = next((j for j in waiting if used + j.bytes <= memory), None)
+        fitting = next((j for j in waiting if used + j.bytes <= memory), None)
         idle = next((w for w in workers if w.job is None), None)
-        if job is None or (idle is None and not shares):
+        if fitting is None or (idle is None and not shares):
             return
-        waiting.remove(job)
-        starting(job)
+        waiting.remove(fitting)
+        starting(fitting)
         if idle is None:
             idle = _Worker(shares.pop(0))
             workers.append(idle)
-        idle.job = job
+        idle.job = fitting
         with contextlib.suppress(OSError):  # it died meanwhile: its closed pipe tells when it is asked for the outcome
-            idle.connection.send(job)
+            idle.connection.send(fitting)
 
 
 def _alone(job: Job, memory: int) -> Job:
