@@ -9,8 +9,8 @@ from pathlib import Path
 
 from gmodiff.tiling import threads
 
-NETWORK_BYTES, BASE_BYTES = 800_000_000, 200_000_000
-"""Of a worker with its libraries: with the network and its tiles, and without."""
+NETWORK_BYTES, BASE_BYTES = 1_900_000_000, 200_000_000
+"""Of a worker with its libraries: with the network, its tiles and the programs for two sizes of them that it keeps; and without."""
 
 BYTES_PER_PIXEL, BYTES_PER_FRAME_PIXEL = 20, 11
 """Peak of a merge beyond that: per pixel of the picture, and further per pixel of each photo of 8 bits."""
