@@ -85,9 +85,15 @@ def main() -> None:
             wall, inside, peak = measure(plan, workers, settings)
             # A single run loads libraries and network each time, a worker once: the ideal counts both as they are.
             ideal = options.sets * sum(alone) / len(alone) / workers
-            rows.append({"workers": workers, "sets": options.sets, "megapixels": options.megapixels, "wall_s": round(wall, 1),
-                         "sets_per_hour": round(3600 * options.sets / wall, 1), "single_s": round(sum(alone) / len(alone), 1),
-                         "in_worker_s": round(sum(inside) / len(inside), 1), "of_ideal": round(ideal / wall, 2), "peak_mb": peak})  # fmt: skip
+            mean = sum(alone) / len(alone)
+            row = {
+                "workers": workers,
+                "sets": options.sets,
+                "wall_s": round(wall, 1),
+                "sets_per_hour": round(3600 * options.sets / wall, 1),
+            }
+            row |= {"single_s": round(mean, 1), "in_worker_s": round(sum(inside) / len(inside), 1)}
+            rows.append(row | {"of_ideal": round(ideal / wall, 2), "peak_mb": peak})
             print(json.dumps(rows[-1]), flush=True)
     finally:
         shutil.rmtree(folder)

@@ -197,6 +197,22 @@ def test_a_plan_that_cannot_be_run_says_where(tmp_path, capsys, plan, expected):
     assert err.count("\n") == 1
 
 
+def test_file_names_that_are_no_text(card, tmp_path, capsys, inline):
+    mine = tmp_path / "card"
+    mine.mkdir()
+    for n in range(3):
+        odd = os.fsencode(mine) + b"/\xff\xfe" + str(n).encode() + b".jpg"
+        try:
+            Path(os.fsdecode(odd)).write_bytes((card / f"IMG_000{n}.jpg").read_bytes())
+        except OSError:
+            pytest.skip("this disk has no such names")
+    assert run(["batch", str(mine), "-n"], capsys)[0] == 0
+    for expected in ("1 sets made", "0 sets made, 1 up to date"):
+        code, out, err = run(["batch", str(mine), "-o", str(tmp_path / "out"), *NONE], capsys)
+        assert code == 0, err
+        assert expected in out
+
+
 # ---- again ----------------------------------------------------------------------------------------------------------------
 
 

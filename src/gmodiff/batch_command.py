@@ -114,7 +114,7 @@ def batch(
         check_template(template)
     plan = _plan(cards, lists, frames, pattern, template, output, quiet or as_json)
     if dry_run:
-        click.echo(json.dumps(plan.as_dict(), indent=1, ensure_ascii=False) if as_json else plan.as_text())
+        click.echo(json.dumps(plan.as_dict(), indent=1) if as_json else _printable(plan.as_text()))
         return
     assert output is not None
     settings = _settings(no_align=no_align, **options)
@@ -243,6 +243,11 @@ def _told(done: Outcomes, plan: PlanFile, manifest: Path, page: Path, as_json: b
         click.echo(f"{len(done.made)} sets made{kept}{failed} in {_duration(done.seconds)}; look through {page}")
 
 
+def _printable(text: str) -> str:
+    """With what is no text in file names replaced."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -290,7 +295,7 @@ class _Shown(Watcher):
         if failed:
             self.note(f"failed: {output}: {row['error']}")
         elif self._bar is None and not self._quiet:
-            click.echo(f"{self._done}/{self._total} {output} {row.get('seconds') or 0:.1f} s; {self._pace()}", err=True)
+            click.echo(f"{self._done}/{self._total} {_printable(output)} {row.get('seconds') or 0:.1f} s; {self._pace()}", err=True)
         self.tick(0)
 
     def tick(self, running: int) -> None:
@@ -303,9 +308,9 @@ class _Shown(Watcher):
     def note(self, text: str) -> None:
         """See `batch.Watcher`."""
         if self._bar is not None:
-            self._bar.console.print(text, markup=False, highlight=False)
+            self._bar.console.print(_printable(text), markup=False, highlight=False)
         elif not self._quiet:
-            click.echo(text, err=True)
+            click.echo(_printable(text), err=True)
 
     def _pace(self) -> str:
         """Sets a minute so far, and the time that the rest takes at that rate."""

@@ -35,8 +35,9 @@ def read_card(sources: Sequence[str], *, skip: Iterable[str] = (), progress: Cal
     card = Card()
     skipped = {os.path.realpath(s) for s in skip if not is_url(s)}
     files: dict[object, str] = {}
+    seen: set[str] = set()
     for source in sources:
-        for place, identity in _files_below(source, skipped, card.others):
+        for place, identity in _files_below(source, skipped, seen, card.others):
             files.setdefault(identity, place)
     places = list(files.values())
 
@@ -92,7 +93,7 @@ def read_list(file: str) -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
-def _files_below(source: str, skipped: set[str], others: list[tuple[Path, str]]) -> Iterable[tuple[str, object]]:
+def _files_below(source: str, skipped: set[str], seen: set[str], others: list[tuple[Path, str]]) -> Iterable[tuple[str, object]]:
     """(path or URL, what makes it the same file) of each."""
     if is_url(source):
         for url, _ in list_url(source):
@@ -109,7 +110,6 @@ def _files_below(source: str, skipped: set[str], others: list[tuple[Path, str]])
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(f"{source} cannot be read: {reason}; expected a folder, a photo, a URL, or a plan (.json)") from None
-    seen: set[object] = set()
     waiting = [source]
     while waiting:
         folder = waiting.pop()

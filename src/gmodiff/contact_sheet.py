@@ -21,6 +21,10 @@ MUCH_INFERRED_PERCENT, MUCH_DISAGREEMENT_STOPS, LITTLE_HEADROOM_STOPS, FAR_MOVED
 """Beyond these a set is worth a look."""
 
 
+ROUTINE = "refined by the pixels"
+"""In notes that tell of what is done with most brackets: exposures from metadata are rounded."""
+
+
 def warnings_of(row: Mapping[str, Any]) -> list[str]:
     """What is worth a look in a finished set, the worst first."""
     if row["status"] == FAILED:
@@ -39,7 +43,7 @@ def warnings_of(row: Mapping[str, Any]) -> list[str]:
     headroom = result.get("headroom_stops")
     if headroom is not None and headroom < LITTLE_HEADROOM_STOPS:
         found.append("hardly any HDR: nothing much brighter than white")
-    return [*found, *map(str, result.get("notes") or [])]
+    return [*found, *(n for n in map(str, result.get("notes") or []) if ROUTINE not in n)]
 
 
 def worst_first(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -65,7 +69,7 @@ def write_contact_sheet(manifest: Path, output: str, page: Path) -> Path:
     summary = f"{len(rows)} sets: {failed} failed, {warned} with warnings, {len(rows) - failed - warned} without"
     content = _PAGE.replace("@SUMMARY@", summary).replace("@LEFT@", left_out).replace("@CARDS@", cards)
     with replacing(page, force=True) as temporary:
-        temporary.write_text(content, encoding="utf-8")
+        temporary.write_text(content, encoding="utf-8", errors="replace")
     return page
 
 
@@ -129,13 +133,13 @@ _PAGE = """<!doctype html>
 body { margin: 0; padding: 16px; background: var(--back); color: var(--ink); font: 15px/1.4 system-ui, sans-serif; }
 header { display: flex; flex-wrap: wrap; gap: 8px 24px; align-items: baseline; margin-bottom: 16px; }
 h1 { font-size: 20px; margin: 0; }
-main { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 270px), 1fr)); gap: 12px; align-items: start; }
+main { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 300px), 1fr)); gap: 12px; align-items: start; }
 article { background: var(--card); border-radius: 8px; overflow: hidden; border-top: 4px solid transparent; }
 article.failed { border-color: var(--bad); } article.warned { border-color: var(--warn); }
 img, .none { display: block; width: 100%; aspect-ratio: 3 / 2; object-fit: contain; background: #808080; }
 .none { display: grid; place-items: center; color: #fff; }
 h2 { font-size: 15px; margin: 8px 12px 4px; overflow-wrap: anywhere; }
-dl { display: grid; grid-template-columns: repeat(2, 1fr); gap: 2px 12px; margin: 0 12px 8px; }
+dl { display: grid; grid-template-columns: repeat(2, auto); gap: 2px 14px; margin: 0 12px 8px; font-size: 14px; white-space: nowrap; }
 dl div { display: flex; justify-content: space-between; gap: 8px; } dt { color: var(--soft); }
 dd { margin: 0; font-variant-numeric: tabular-nums; }
 ul { margin: 0 12px 8px; padding-left: 18px; overflow-wrap: anywhere; } .failed ul { color: var(--bad); } .warned ul { color: var(--warn); }

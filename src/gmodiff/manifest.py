@@ -120,7 +120,8 @@ def _is_cut_head(line: str) -> bool:
 
 
 def _line(row: Row) -> bytes:
-    return (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    # ASCII: a file name need not be text, and what JSON escapes comes back as it was.
+    return (json.dumps(row, allow_nan=False) + "\n").encode()
 
 
 def _row(line: str) -> dict[str, Any] | None:
