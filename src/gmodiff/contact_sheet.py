@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,7 @@ def _link(name: str, output: str, page: Path) -> str:
     if is_url(output):
         return html.escape(join(output, name))
     folder = Path(output).resolve()
-    return quote(name) if folder == page.resolve().parent else html.escape((folder / name).as_uri())
+    return quote(os.fsencode(name)) if folder == page.resolve().parent else html.escape("file://" + quote(os.fsencode(folder / name)))
 
 
 _PAGE = """<!doctype html>
