@@ -82,6 +82,8 @@ def test_a_card_becomes_pictures_a_manifest_and_a_report(card, tmp_path, capsys)
     assert (row["version"], row["settings"]["model"]) == (gmodiff.__version__, "none")
     assert row["result"]["provenance"]["inferred_percent"] >= 0
     assert row["seconds"] > 0
+    assert row["cpu_seconds"] > 0
+    assert row["peak_mb"] > 50
     assert "data:image/jpeg;base64," in (tmp_path / REPORT).read_text()
     assert content(card) == before
     assert not (tmp_path / ".gmodiff-batch" / "unfinished").exists()

@@ -41,6 +41,19 @@ ALLOWED = {
     "hdrgm": {"errors", "gainmap", "radiometry"},
     "ultrahdr": {"errors", "gainmap", "hdrgm"},
     "photo": {"decode", "errors", "exif", "icc", "radiometry", "raw"},
+    "grouping": {"errors", "exif", "exposure", "image", "photo", "radiometry"},
+    "storage": {"errors"},
+    "capacity": {"tiling"},
+    "manifest": {"errors"},
+    "watcher": set(),
+    "card": {"bracket", "errors", "grouping", "storage"},
+    "plan_file": {"card", "errors", "grouping", "image", "storage", "writer"},
+    # what merges a set is loaded in the worker, when it merges
+    "one_set": {"bracket", "errors", "estimate", "pipeline", "refine", "runtime", "storage", "writer"},
+    "workers": {"capacity", "one_set"},
+    "cluster": {"errors", "one_set", "workers"},
+    "batch": {"capacity", "cluster", "errors", "manifest", "one_set", "plan_file", "runtime", "storage", "watcher", "workers"},
+    "contact_sheet": {"batch", "manifest", "storage", "writer"},
     "bracket": {"calibrate", "errors", "exposure", "hdrgm", "image", "photo", "radiometry", "raw", "response_file"},
 }
 """Stage modules and what of this package they may import; modules not named here are the files' ends and the command."""
@@ -112,6 +125,11 @@ def test_importing_the_package_loads_nothing_heavy():
 def test_help_loads_nothing_heavy():
     heavy = {"torch", "cv2", "PIL", "numpy", "OpenImageIO", "rich"}
     assert not loaded("import gmodiff.cli") & heavy
+
+
+def test_a_worker_loads_nothing_heavy_before_it_has_its_cores():
+    """Libraries count cores for their threads when they are loaded."""
+    assert not loaded("import gmodiff.workers") & {"cv2", "PIL", "numpy", "openvino", "OpenImageIO", "click", "rich"}
 
 
 def loaded(statement: str) -> set[str]:

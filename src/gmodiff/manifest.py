@@ -5,7 +5,8 @@ The first line says what the file is: format, version. Every other line is one e
     status            "started", before any file of the set is made; then "done" or "failed"
     photos            [{"place", "stamp", "sha256"}]: as given, what changes with the file, hash of its content ("" where unreadable)
     settings, version the settings that make a difference to the result, and this program's version
-    bytes, sha256     of the result            seconds, peak_mb   of making it, by one worker
+    bytes, sha256     of the result
+    seconds, cpu_seconds, peak_mb   of making it: by the clock, by the processors, and most memory the worker ever held
     result            size, frames, reference, exposure source, headroom, provenance summary, notes
     error             of a failed set, one line            finished   UTC, ISO 8601
 """
