@@ -279,6 +279,15 @@ def test_a_manifest_cut_at_any_byte_loses_nothing_but_what_it_no_longer_tells(mi
         assert made(card, out)[0] == [], cut
 
 
+def test_a_cut_line_does_not_swallow_the_next(mine):
+    manifest = mine[1] / MANIFEST
+    manifest.write_bytes(manifest.read_bytes()[:-20])
+    Manifest(manifest).append({"output": "next.jpg", "status": "started", "photos": [], "settings": {}})
+    again = Manifest(manifest)
+    assert "next.jpg" in again.last
+    assert again.notes == ["batch.jsonl: 1 cut or damaged line left out; what is not told is done again"]
+
+
 @pytest.mark.parametrize(
     ("head", "expected"),
     [

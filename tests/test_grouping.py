@@ -109,7 +109,7 @@ def test_compensation_by_hand_is_a_bracket_where_the_exposure_followed_it():
     same = [shot(f"{n}.jpg", 5 * n, b + 0.1 * n, exposure_mode=0, bias_stops=b) for n, b in enumerate(biases)]
     assert names(group(same)) == [["0.jpg", "1.jpg", "2.jpg"]]
     elsewhere = [same[0], shot("1.jpg", 5, 1.0, exposure_mode=0, bias_stops=-2), same[2]]
-    assert ["0.jpg", "1.jpg"] not in names(group(elsewhere))
+    assert not group(elsewhere).groups
 
 
 def by_hand(stops, pause_s=8.0, **facts) -> list[Shot]:
@@ -145,7 +145,7 @@ def test_by_hand_all_else_is_the_same(other):
 
 
 def test_long_exposures_leave_room_for_themselves_and_for_noise_removal():
-    long = [shot(f"{n}.jpg", 130.0 * n, 12 + n, exposure_mode=1) for n in range(3)]  # 41 to 164 s
+    long = [shot(f"{n}.jpg", 150.0 * n, 12 + n, exposure_mode=1) for n in range(3)]  # 41 to 164 s
     assert len(group(long).groups) == 1
 
 

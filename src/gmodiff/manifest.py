@@ -65,7 +65,9 @@ class Manifest:
                 self._take(row)
         bad = rows.count(None)
         if bad:
-            self.notes.append(f"{self.path.name}: {bad} cut or damaged line{'s' if bad > 1 else ''} left out; what they told is done again")
+            self.notes.append(
+                f"{self.path.name}: {bad} cut or damaged line{'s' if bad > 1 else ''} left out; what is not told is done again"
+            )
 
     def _take(self, row: Row) -> None:
         self.last[row["output"]] = row
