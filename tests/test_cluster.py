@@ -33,7 +33,7 @@ pytestmark = [
 
 @pytest.fixture
 def cluster(tmp_path):
-    """(address, worker processes): a scheduler and two workers of one thread each, started as on a cluster's machines."""
+    """(address, processes): a scheduler and two workers of one thread each, started as on a cluster's machines."""
     environment = os.environ | {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1", "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "30s"}
     file = tmp_path / "scheduler.json"
     options = {"env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": tmp_path}
@@ -47,7 +47,7 @@ def cluster(tmp_path):
             assert time.monotonic() < end
             time.sleep(0.1)
         processes += [subprocess.Popen(worker, **options) for _ in range(2)]
-        yield json.loads(file.read_text())["address"], processes[1:]
+        yield json.loads(file.read_text())["address"], processes
     finally:
         for process in processes:
             process.kill()
@@ -55,7 +55,7 @@ def cluster(tmp_path):
 
 
 def test_a_cluster_makes_the_sets_and_a_killed_worker_loses_none(cluster, tmp_path, capsys, monkeypatch):
-    address, workers = cluster
+    address, (_, *workers) = cluster
     write_card(tmp_path / "card", 8)
     out = tmp_path / "out"
     killed = []
@@ -78,6 +78,32 @@ def test_a_cluster_makes_the_sets_and_a_killed_worker_loses_none(cluster, tmp_pa
         assert read(file).gain_map is not None
     code, told, _ = run(["batch", str(tmp_path / "card"), "-o", str(out), *NONE], capsys)  # the same manifest, here
     assert "0 sets made, 8 up to date" in told
+
+
+def test_a_scheduler_that_goes_away_is_one_line_and_the_next_run_goes_on(cluster, tmp_path, capsys, monkeypatch):
+    address, (scheduler, *_) = cluster
+    write_card(tmp_path / "card", 8)
+    out = tmp_path / "out"
+    append = Manifest.append
+
+    def kill_after_one(self, row):
+        append(self, row)
+        if any(r["status"] == "done" for r in self.finished.values()):
+            scheduler.kill()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Manifest, "append", kill_after_one)
+        code, _, err = run(["batch", str(tmp_path / "card"), "-o", str(out), "--cluster", address, "-q", *NONE], capsys)
+    assert code == 2, err
+    assert "run again to go on" in err
+    assert err.count("\n") == 1
+    made = len(pictures(out))
+    assert 0 < made < 8
+    for file in out.glob("*.jpg"):
+        assert read(file).gain_map is not None
+    code, _, err = run(["batch", str(tmp_path / "card"), "-o", str(out), *NONE], capsys)
+    assert code == 0, err
+    assert len(pictures(out)) == 8
 
 
 @pytest.fixture
