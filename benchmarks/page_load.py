@@ -135,7 +135,7 @@ def look(megapixels: float, place: Path) -> None:
             size = page.evaluate("[gmodiff.viewer.size.width, gmodiff.viewer.size.height]")
             print(
                 f"panned at 1:1 on a canvas of {size[0]}x{size[1]}: median {statistics.median(times):.1f} ms a frame, "
-                f"95 % below {sorted(times)[int(0.95 * len(times))]:.1f} ms; while it moved, one pixel of {coarse}x{coarse} (WebGL in software)"
+                f"95 % below {sorted(times)[int(0.95 * len(times))]:.1f} ms; drawn {coarse}x{coarse} coarse (WebGL in software)"
             )
             browser.close()
     finally:

@@ -34,6 +34,7 @@ ALLOWED = {
     "estimate": {"align", "errors", "gainmap", "image", "provenance", "radiometry", "refine", "runtime", "tiling", "upsampling"},
     "full_estimate": {"align", "errors", "estimate", "gainmap", "image", "provenance", "radiometry", "runtime", "tiling"},
     "full_model": {"errors", "full_estimate", "model", "radiometry", "runtime"},
+    "networks": {"errors", "estimate", "refine", "runtime"},
     "stillness": {"merge", "provenance", "radiometry", "tiling", "upsampling"},
     "pipeline": {"align", "errors", "estimate", "image", "merge", "provenance", "radiometry", "runtime", "stillness", "tonemap"},
     "moving_scene": {"errors", "radiometry", "tiling"},
@@ -41,6 +42,7 @@ ALLOWED = {
     "hdrgm": {"errors", "gainmap", "radiometry"},
     "ultrahdr": {"errors", "gainmap", "hdrgm"},
     "photo": {"decode", "errors", "exif", "icc", "radiometry", "raw"},
+    "grouping": {"errors", "exif", "exposure", "image", "photo", "radiometry"},
     "bracket": {"calibrate", "errors", "exposure", "hdrgm", "image", "photo", "radiometry", "raw", "response_file"},
 }
 """Stage modules and what of this package they may import; modules not named here are the files' ends and the command."""
@@ -61,6 +63,8 @@ FOLDERS = {
     "datasets": set(ALLOWED) - {"runtime", "estimate", "full_estimate", "full_model", "pipeline"}
     | {"datasets", "decode", "exposure", "floatfiles", "reader"},
     "model": {"errors", "gainmap", "model"},
+    # what merges a set is loaded in the worker, when it merges
+    "batch": {"batch", "bracket", "errors", "grouping", "image", "networks", "pipeline", "runtime", "summary", "tiling", "writer"},
     "web": set(ALLOWED) | {"exposure", "grouping", "inspection", "reader", "summary", "web", "writer"},
     "train": set(ALLOWED) - {"full_estimate", "full_model"} | {"datasets", "evaluate", "model", "reader", "train", "writer"},
     "evaluate": set(ALLOWED) | {"datasets", "evaluate", "reader", "runtime", "writer"},
@@ -118,6 +122,11 @@ def test_importing_the_package_loads_nothing_heavy():
 def test_help_loads_nothing_heavy():
     heavy = {"torch", "cv2", "PIL", "numpy", "OpenImageIO", "rich"}
     assert not loaded("import gmodiff.cli") & heavy
+
+
+def test_a_worker_loads_nothing_heavy_before_it_has_its_cores():
+    """Libraries count cores for their threads when they are loaded."""
+    assert not loaded("import gmodiff.batch.workers") & {"cv2", "PIL", "numpy", "openvino", "OpenImageIO", "click", "rich"}
 
 
 def loaded(statement: str) -> set[str]:

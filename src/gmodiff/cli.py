@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gmodiff import __version__
+from gmodiff.batch.command import batch
 from gmodiff.errors import GMODiffError, InputError
 from gmodiff.evaluate.command import evaluate, report
 from gmodiff.train.command import train
@@ -188,10 +189,9 @@ def merge(
     check_writable(targets, force=force, others=extra, inputs=[Path(p) for p in photos])
 
     from gmodiff.bracket import read_bracket, save_response_file
-    from gmodiff.estimate import Estimator
+    from gmodiff.networks import load_network
     from gmodiff.pipeline import reconstruct
-    from gmodiff.refine import Refinement
-    from gmodiff.runtime import NO_MODEL, load_model, load_refiner
+    from gmodiff.runtime import NO_MODEL
     from gmodiff.summary import summary
     from gmodiff.writer import write, write_provenance
 
@@ -202,21 +202,18 @@ def merge(
         idle = [option for option, set_ in given.items() if set_]
         if idle:
             raise InputError(f"{', '.join(idle)}: of the network, and --model is none: leave this out, or leave --model out")
-    network = None
-    if model != NO_MODEL:
-        network = load_model(model, runtime=runtime, device=device, exact=exact, backbone=backbone, weights=weights, precision=precision)
-    own = getattr(network, "estimator", None)
-    if own is not None and estimate_size == "half":
-        raise InputError(f"--estimate-size {estimate_size}: model {model} sees every pixel; merge smaller copies, or leave this out")
-    if own is not None and refine > 0:
-        raise InputError(f"--refine {refine:g}: model {model} refines everything by itself; leave this out")
-    shrink = {"auto": None, "full": 1, "half": 2}[estimate_size]
-    if own is not None:
-        estimator = own(tile)
-    else:
-        refiner = load_refiner(model, runtime=runtime, device=device) if network is not None and refine > 0 else None
-        refinement = None if refiner is None else Refinement(refiner, refine)
-        estimator = None if network is None else Estimator(network, None if tile is None else (tile, tile), shrink, refinement)
+    network, estimates = load_network(
+        model,
+        runtime=runtime,
+        device=device,
+        exact=exact,
+        backbone=backbone,
+        weights=weights,
+        precision=precision,
+        estimate_size=estimate_size,
+        tile=tile,
+        refine=refine,
+    )
     with _Reporter(quiet or as_json) as report:
         bracket = read_bracket(
             photos,
@@ -227,7 +224,7 @@ def merge(
             max_pixels=max_pixels,
             progress=report,
         )
-        image = reconstruct(bracket, estimator, align=not no_align, look=look, base=base, headroom=headroom, progress=report)
+        image = reconstruct(bracket, estimates, align=not no_align, look=look, base=base, headroom=headroom, progress=report)
         for n, target in enumerate(targets):
             report("write", n / len(targets))
             write(image, target, quality=quality, compact=compact, strip=strip, force=force)
@@ -307,6 +304,7 @@ def inspect_file(file: str, as_json: bool, preview: str | None, headroom: float 
         click.echo(f"preview: {preview}")
 
 
+command.add_command(batch)
 command.add_command(evaluate)
 command.add_command(report)
 command.add_command(train)

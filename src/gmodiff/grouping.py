@@ -198,6 +198,7 @@ def _without_copies(shots: Sequence[Shot]) -> tuple[list[Shot], list[tuple[Shot 
         twin = None if shot.raw else raws.get((shot.path.parent, shot.path.stem.lower()))
         facts = (shot.time, shot.bytes, shot.camera, shot.exposure, shot.bias_stops, shot.bracket_stops, shot.width, shot.height)
         copy = seen.get(facts) if shot.time is not None else None
+        version = _original(shot, kept)
         if shot.path in paths:
             continue  # named twice on the command line
         paths.add(shot.path)
@@ -205,10 +206,24 @@ def _without_copies(shots: Sequence[Shot]) -> tuple[list[Shot], list[tuple[Shot 
             left.append((shot, f"the camera's own picture of {twin.name}, which is used"))
         elif copy is not None:
             left.append((shot, f"a copy of {copy.path}"))
+        elif version is not None:
+            left.append((shot, f"another version of {version.name}, which is used"))
         else:
             seen[facts] = shot
             kept.append(shot)
     return kept, left
+
+
+def _original(shot: Shot, before: Sequence[Shot]) -> Shot | None:
+    """The photo of the same moment and settings that this one, by its name, is an edited version of."""
+    for other in reversed(before):
+        if shot.time is None or other.time != shot.time:
+            return None
+        same = (other.camera, other.exposure, other.bias_stops) == (shot.camera, shot.exposure, shot.bias_stops)
+        rest = shot.path.stem.removeprefix(other.path.stem)
+        if same and rest not in ("", shot.path.stem) and not rest[0].isdigit():
+            return other
+    return None
 
 
 # ---- by metadata ----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,262 @@
+"""A batch: sets that are planned, made by workers here or on a cluster, and written down one by one in a manifest.
+
+The output folder holds the pictures, `batch.jsonl` (the manifest), `batch.html` (the report), and a hidden folder with previews and
+what is not finished. Whatever ends a batch, only whole pictures have names; the next run makes what is missing, failed or changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO
+
+from gmodiff import __version__
+from gmodiff.batch.capacity import KEPT_FREE, free_bytes, set_bytes, worker_count
+from gmodiff.batch.manifest import DONE, FAILED, STARTED, Manifest, Row
+from gmodiff.batch.one_set import Job, Settings
+from gmodiff.batch.plan_file import PlanFile, PlannedSet
+from gmodiff.batch.storage import is_url, join, size, stamp
+from gmodiff.batch.watcher import Watcher
+from gmodiff.batch.workers import Outcome, Stop, run_here
+from gmodiff.errors import InputError, OutputError
+from gmodiff.runtime import NO_MODEL
+
+MANIFEST, REPORT, HIDDEN = "batch.jsonl", "batch.html", ".gmodiff-batch"
+UNKNOWN_PIXELS = 24_000_000
+"""Assumed of photos whose size a plan does not tell, when memory is reckoned."""
+
+
+@dataclass
+class Outcomes:
+    """What a batch did: names of the sets made, up to date, failed; and those that were not begun, or dropped."""
+
+    made: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    workers: int = 0
+    disk_full: str = ""
+
+
+def run_batch(
+    plan: PlanFile,
+    output: str,
+    settings: Settings,
+    *,
+    manifest: Path | None = None,
+    workers: int | None = None,
+    memory: int | None = None,
+    cluster: str | None = None,
+    again: bool = False,
+    force: bool = False,
+    watcher: Watcher | None = None,
+    stop: Stop | None = None,
+) -> Outcomes:
+    """Make every set of a plan that is not done and up to date.
+
+    output: folder or URL of the results.   manifest: its file; default: in the output folder, needed where that is a URL.
+    workers: processes, default by cores and memory.   memory: bytes they may take together, default what is free.
+    cluster: address of a dask scheduler.   again: make everything anew.   force: replace files that no manifest knows.
+    Raises InputError, OutputError and their relatives for what concerns the whole batch; what concerns one set is its row.
+    """
+    started = time.monotonic()
+    watcher, stop = watcher or Watcher(), stop or Stop()
+    if not plan.sets:
+        raise InputError("there is no set to make: see --dry-run for what was left over and why, or give --frames or --pattern")
+    path, state = _places(output, manifest)
+    with _alone(state):
+        record = Manifest(path)
+        for note in record.notes:
+            watcher.note(note)
+        scratch = None if is_url(output) else _fresh_scratch(state)
+        outcomes = Outcomes()
+        try:
+            jobs = _jobs(plan.sets, output, settings, record, outcomes, scratch=scratch, again=again)
+            _check_free(jobs, record, force)
+            budget = memory if memory is not None else int(free_bytes() * (1 - KEPT_FREE))
+            count = worker_count([j.bytes for j in jobs], budget, workers)
+            outcomes.workers = 0 if cluster else min(count, max(len(jobs), 1))
+            watcher.begins(len(jobs), len(outcomes.kept), outcomes.workers)
+
+            def starting(job: Job) -> None:
+                record.append({"output": job.output, "status": STARTED, "photos": [], "settings": {}, "finished": _now()})
+
+            def ended(job: Job, outcome: Outcome) -> None:
+                _finish(job, outcome, record, outcomes, state, watcher, stop)
+
+            if not jobs:
+                pass
+            elif cluster is not None:
+                from gmodiff.batch.cluster import run_on_cluster
+
+                run_on_cluster(jobs, cluster, starting=starting, ended=ended, tick=watcher.tick, note=watcher.note, stop=stop)
+            else:
+                run_here(jobs, count=count, memory=budget, starting=starting, ended=ended, tick=watcher.tick, stop=stop)
+            over = {*outcomes.made, *outcomes.kept, *outcomes.failed}
+            outcomes.left = [s.output for s in plan.sets if s.output not in over]
+        finally:
+            if scratch is not None:
+                shutil.rmtree(scratch, ignore_errors=True)
+        outcomes.seconds = time.monotonic() - started
+        return outcomes
+
+
+def manifest_of(output: str, manifest: Path | None = None) -> Path:
+    """Where the manifest of an output folder is. Raises InputError for a URL without one."""
+    return _places(output, manifest)[0]
+
+
+def report_of(output: str, manifest: Path | None = None) -> Path:
+    """Where the report is written: beside the manifest."""
+    path = manifest_of(output, manifest)
+    return path.with_name(REPORT) if path.name == MANIFEST else path.with_suffix(".html")
+
+
+def preview_of(manifest: Path, output: str) -> Path:
+    """Where the small picture of a result is kept for the report."""
+    return manifest.parent / HIDDEN / "previews" / f"{output}.jpg"
+
+
+# ---- before ---------------------------------------------------------------------------------------------------------------
+
+
+def _places(output: str, manifest: Path | None) -> tuple[Path, Path]:
+    """(manifest file, hidden folder beside it)."""
+    if manifest is None:
+        if is_url(output):
+            raise InputError(f"{output}: stores do not let a file grow; give --manifest FILE, where the manifest is kept here")
+        manifest = Path(output) / MANIFEST
+    return manifest, manifest.parent / HIDDEN
+
+
+@contextmanager
+def _alone(state: Path) -> Iterator[None]:
+    """The hidden folder, held by this process alone; the system lets go of it whatever ends the process."""
+    try:
+        state.mkdir(parents=True, exist_ok=True)
+        lock: IO[bytes] = (state / "lock").open("ab")
+    except OSError as error:
+        raise OutputError(
+            f"{state.parent}: cannot be written ({(error.strerror or str(error)).lower()}); give another output folder"
+        ) from None
+    with lock:
+        try:
+            import fcntl
+        except ImportError:  # Windows: nothing keeps two batches apart
+            yield
+            return
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"{state.parent}: another gmodiff batch is writing there; wait for it, or give another output folder"
+            ) from None
+        except OSError:
+            pass  # a network disk without locks
+        yield
+
+
+def _fresh_scratch(state: Path) -> str:
+    """An empty folder for unfinished files, on the disk of the results; what a killed batch left there goes."""
+    scratch = state / "unfinished"
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        scratch.mkdir()
+    except OSError as error:
+        raise OutputError(f"{scratch}: cannot be made ({(error.strerror or str(error)).lower()})") from None
+    return str(scratch.resolve())
+
+
+def _jobs(
+    sets: Sequence[PlannedSet],
+    output: str,
+    settings: Settings,
+    record: Manifest,
+    outcomes: Outcomes,
+    *,
+    scratch: str | None,
+    again: bool,
+) -> list[Job]:
+    """What has to be made, or looked at; the rest goes to outcomes.kept."""
+    jobs = []
+    sources = {os.path.realpath(p) for s in sets for p in s.photos if not is_url(p)}
+    for one in sets:
+        target = join(output, one.output)
+        if not is_url(target) and os.path.realpath(target) in sources:
+            raise InputError(f"{target} is one of the photos: give another output folder or --name; photos are never replaced")
+        row = None if again else record.finished.get(one.output)
+        known = None
+        if row is not None and _is_whole(row, one, settings, target) and record.last[one.output]["status"] == DONE:
+            if all(stamp(p["place"]) == p["stamp"] for p in row["photos"]):
+                outcomes.kept.append(one.output)
+                continue
+            known = tuple(p["sha256"] for p in row["photos"])  # touched or copied, and perhaps still the same
+        need = set_bytes(one.pixels or UNKNOWN_PIXELS, len(one.photos), raw=one.raw, network=settings.model != NO_MODEL)
+        jobs.append(Job(one.output, target, one.photos, settings, scratch, one.ev, one.reference, known, need))
+    return jobs
+
+
+def _is_whole(row: Row, one: PlannedSet, settings: Settings, target: str) -> bool:
+    """The picture of a row is there, of these photos and with these settings."""
+    same = row["status"] == DONE and [p.get("place") for p in row["photos"]] == list(one.photos)
+    asked = {"ev": None if one.ev is None else list(one.ev), "reference": one.reference}
+    return same and row["settings"] == settings.as_dict() and row.get("asked") == asked and size(target) == row.get("bytes")
+
+
+def _check_free(jobs: Sequence[Job], record: Manifest, force: bool) -> None:
+    """Refuse to replace a file that this batch did not make."""
+    strangers = [j for j in jobs if j.output not in record.last and size(j.target) is not None]
+    if strangers and not force:
+        more = f" (and {len(strangers) - 1} more)" if len(strangers) > 1 else ""
+        raise InputError(
+            f"{strangers[0].target} exists and is not of this batch{more}: give another output folder or --name, or --force to replace it"
+        )
+
+
+# ---- after each set -------------------------------------------------------------------------------------------------------
+
+
+def _finish(job: Job, outcome: Outcome, record: Manifest, outcomes: Outcomes, state: Path, watcher: Watcher, stop: Stop) -> None:
+    """Write down what became of a set: picture first, then preview, then the row."""
+    preview = outcome.pop("preview", b"")
+    full = outcome.pop("full", False)
+    if outcome.pop("kept", False):
+        before = record.finished[job.output]
+        record.append({**before, "photos": outcome["photos"], "finished": _now()})
+        outcomes.kept.append(job.output)
+        watcher.ended(job.output, record.finished[job.output])
+        return
+    if preview:
+        place = preview_of(record.path, job.output)
+        with contextlib.suppress(OSError):  # a report without one picture is better than a batch without a row
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(preview)
+    asked = {"ev": None if job.ev is None else list(job.ev), "reference": job.reference}
+    row = {
+        "output": job.output,
+        "status": outcome.pop("status"),
+        "photos": outcome.pop("photos"),
+        "settings": job.settings.as_dict(),
+        "asked": asked,
+        "version": __version__,
+        **outcome,
+        "finished": _now(),
+    }
+    record.append(row)
+    (outcomes.failed if row["status"] == FAILED else outcomes.made).append(job.output)
+    watcher.ended(job.output, row)
+    if full and not stop.finish:
+        outcomes.disk_full = str(row.get("error", ""))
+        stop.finish = True  # every further set would find the same
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,41 @@
+"""A network as a command or a batch asks for it, by options: loaded, with its refiner, ready to estimate."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from gmodiff.errors import InputError
+from gmodiff.estimate import Estimates, Estimator
+from gmodiff.refine import Refinement
+from gmodiff.runtime import NO_MODEL, Model, load_model, load_refiner
+
+SHRINK = {"auto": None, "full": 1, "half": 2}
+"""How much smaller a side the network sees the picture, by the name of the choice; None: by the number of its pixels."""
+
+
+class Network(NamedTuple):
+    """The model, whose card names it, and what `reconstruct` is given; both None for the classical merge."""
+
+    model: Model | None
+    estimates: Estimates | None
+
+
+def load_network(name: str, *, estimate_size: str = "auto", tile: int | None = None, refine: float = 0.0, **options: Any) -> Network:
+    """A network by name, or none.
+
+    estimate_size: auto, full or half.   tile: side in pixels, or None.   refine: the refiner's share, 0..1.   options: of `load_model`.
+    Raises InputError for what does not go together, and what `load_model` and `load_refiner` raise.
+    """
+    if name == NO_MODEL:
+        return Network(None, None)
+    model = load_model(name, **options)
+    own = getattr(model, "estimator", None)  # the full-size model is fed in another way
+    if own is None:
+        refiner = load_refiner(name, runtime=options.get("runtime", "auto"), device=options.get("device", "auto")) if refine > 0 else None
+        refinement = None if refiner is None else Refinement(refiner, refine)
+        return Network(model, Estimator(model, None if tile is None else (tile, tile), SHRINK[estimate_size], refinement))
+    if estimate_size == "half":
+        raise InputError(f"--estimate-size {estimate_size}: model {name} sees every pixel; merge smaller copies, or leave this out")
+    if refine > 0:
+        raise InputError(f"--refine {refine:g}: model {name} refines everything by itself; leave this out")
+    return Network(model, own(tile))
