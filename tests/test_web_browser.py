@@ -256,10 +256,10 @@ def test_two_jobs_wait_for_each_other_and_both_are_done(page):
 
 
 def test_what_is_no_photo_is_told_and_the_rest_is_taken(page):
-    drop(page, *EXAMPLES, ("notes <b>of mine.txt", b"hello"), ("torn.jpg", EXAMPLES[0].read_bytes()[:3000]))
+    drop(page, *EXAMPLES, ("notes <b>of mine.jpg", b"hello"), ("torn.jpg", EXAMPLES[0].read_bytes()[:3000]))
     page.wait_for_selector(".bracket button.main")
     told = page.inner_text("#problems")
-    assert "notes <b>of mine.txt is not a photo" in told
+    assert "notes <b>of mine.jpg is not a photo" in told
     assert "torn.jpg" in told
     assert page.locator("#problems b").count() == 0
     assert page.locator(".bracket .thumbs li").count() == 3
@@ -315,3 +315,58 @@ def test_nothing_sticks_out_of_a_narrow_screen(page, width):
     merged(page)
     page.set_viewport_size({"width": width, "height": 700})
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_removing_the_merge_that_is_looked_at_closes_it_and_frees_its_files(page, served):
+    merged(page)
+    assert list(served.folders[0].glob("merge-*"))
+    page.click("li[data-job] button:has-text('Remove')")
+    page.wait_for_selector("#viewer", state="hidden")
+    until(page, "document.querySelectorAll('li[data-job]').length === 0")
+    assert not list(served.folders[0].glob("merge-*"))
+
+
+def test_what_is_being_typed_survives_the_end_of_a_merge(page):
+    drop(page, *EXAMPLES)
+    page.click(".bracket button.main")
+    field = page.locator(".thumbs input[type=number]").first
+    field.fill("-7")
+    page.wait_for_selector("li[data-state=done]", timeout=60_000)
+    assert field.input_value() == "-7"
+    page.keyboard.press("Tab")
+    assert page.evaluate("[...gmodiff.state.brackets[0].ev.values()]") == [-7]
+
+
+def test_a_slow_press_on_cancel_counts(page):
+    drop(page, *EXAMPLES)
+    page.click(".bracket button.main")
+    page.wait_for_selector("li[data-state=running]")
+    page.click("li[data-job] button:has-text('Cancel')", delay=400)
+    page.wait_for_selector("li[data-state=cancelled], li[data-state=done]", timeout=60_000)
+    assert page.locator("li[data-state=cancelled]").count() == 1
+
+
+def test_a_reload_comes_back_to_the_picture(page):
+    merged(page)
+    page.reload()
+    page.wait_for_selector("#viewer:not([hidden])")
+    assert page.inner_text("#picture-title") == "sunset_1_hdr"
+
+
+def test_sidecars_are_passed_over_quietly_and_impossible_exposures_told(page):
+    drop(page, *EXAMPLES, ("IMG.xmp", b"<x/>"), ("Thumbs.db", b"x"))
+    page.wait_for_selector(".bracket button.main")
+    until(page, "document.querySelector('#says').textContent.includes('2 other files passed over')")
+    assert page.is_hidden("#problems")
+    field = page.locator(".thumbs input[type=number]").first
+    field.fill("99")
+    field.blur()
+    assert "sunset_1.jpg: the exposure (EV) must be a number from -40 to 40" in page.inner_text("#problems")
+
+
+def test_large_text_does_not_stick_out(page):
+    merged(page)
+    for width in (360, 1280):
+        page.set_viewport_size({"width": width, "height": 800})
+        page.evaluate("document.documentElement.style.fontSize = '200%'")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width

@@ -67,7 +67,7 @@ def serve(
     app = Guard(create_app(page), port=port, names=own, any_address=not local, token=token)
     shown = f"[{host}]" if ":" in host else host
     if host in ("0.0.0.0", "::"):
-        shown = socket.gethostname()
+        shown = _own_address()
     address = f"http://{shown}:{port}/" + (f"?token={token}" if token else "")
     click.echo(f"GMODiff is at {address}  (Ctrl-C ends it)")
     sys.stdout.flush()
@@ -110,6 +110,16 @@ def _bound(host: str, port: int) -> tuple[socket.socket, bool]:
         reason = error.strerror or str(error)
         raise InputError(f"--port {port} on {host} cannot be used ({reason.lower()}): give another, or 0 for any that is free") from None
     return listening, ipaddress.ip_address(str(place[0]).split("%")[0]).is_loopback
+
+
+def _own_address() -> str:
+    """The address that other machines of the network reach this one by, or its name."""
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect(("192.0.2.1", 9))  # an address for documentation; nothing is sent
+            return str(probe.getsockname()[0])
+    except OSError:
+        return socket.gethostname()
 
 
 def _need_web() -> None:

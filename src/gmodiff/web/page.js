@@ -15,7 +15,12 @@ const state = {
   open: null,          // job that is looked at
   picture: null,
 };
-const kept = { get: (key) => { try { return JSON.parse(sessionStorage.getItem(key)); } catch { return null; } }, set: (key, value) => { try { sessionStorage.setItem(key, JSON.stringify(value)); } catch { /* private mode */ } } };
+// Brackets are the same in every tab; what is looked at is a tab's own.
+const store = (key) => key === 'brackets' ? localStorage : sessionStorage;
+const kept = {
+  get: (key) => { try { return JSON.parse(store(key).getItem(key)); } catch { return null; } },
+  set: (key, value) => { try { store(key).setItem(key, JSON.stringify(value)); } catch { /* private mode */ } },
+};
 
 function el(tag, props = {}, ...children) {
   const node = document.createElement(tag);
@@ -31,6 +36,7 @@ function el(tag, props = {}, ...children) {
 
 const say = (text) => { $('says').textContent = text; };
 function problem(text) {
+  if ([...$('problems').children].some((line) => line.textContent === text)) return;
   $('problems').hidden = false;
   $('problems').append(el('li', {}, text));
 }
@@ -66,10 +72,13 @@ async function filesOf(transfer) {
   return found;
 }
 
+// What cards and programs put beside photos.
+const BESIDE = /(\.(xmp|thm|json|txt|db|ini|lrv|mp4|mov|xml|pp3|dop|html?|csv|log|md)$)|^Thumbs\.db$/i;
+
 async function take(files) {
   clearProblems();
-  const wanted = files.filter((f) => !f.name.startsWith('.'));
-  if (!wanted.length) { say('There were no files in it.'); return; }
+  const wanted = files.filter((f) => !f.name.startsWith('.') && !BESIDE.test(f.name)), passed = files.length - wanted.length;
+  if (!wanted.length) { say(files.length ? 'There were no photos in it.' : 'There were no files in it.'); return; }
   const added = [];
   let next = 0, done = 0;
   const one = async () => {
@@ -81,13 +90,16 @@ async function take(files) {
   };
   await Promise.all(Array.from({ length: UPLOADS_AT_ONCE }, one));
   const photos = added.filter(Boolean);
-  if (!photos.length) { say('None of these files is a photo of a bracket.'); return; }
-  const together = [...photos.map((p) => p.id), ...state.leftovers.map((l) => l.photo.id)];
-  await arrange(together, photos.length >= 2 && photos.length <= 16 ? photos.map((p) => p.id) : null);
+  if (!photos.length) { say(''); return; }
+  const fresh = photos.map((p) => p.id), before = state.leftovers;
+  await arrange(fresh, fresh.length >= 2 && fresh.length <= 16 ? fresh : null, passed);
+  // Photos that were left over may belong to what is new and was left over too; to nothing that is a bracket already.
+  if (before.length && state.leftovers.length) await arrange([...before, ...state.leftovers].map((l) => l.photo.id), null, passed);
+  else { state.leftovers = [...before, ...state.leftovers]; drawBrackets(); }
 }
 
 // together: photos that belong in one bracket if their metadata does not say otherwise.
-async function arrange(ids, together = null) {
+async function arrange(ids, together = null, passed = 0) {
   try {
     const found = await post('api/groups', { photos: ids });
     state.leftovers = found.leftovers;
@@ -99,7 +111,7 @@ async function arrange(ids, together = null) {
       add(bracket);
     }
     const count = state.brackets.length;
-    say(`${count} bracket${count === 1 ? '' : 's'}${state.leftovers.length ? `, ${state.leftovers.length} photo${state.leftovers.length === 1 ? '' : 's'} left over` : ''}.`);
+    say(`${count} bracket${count === 1 ? '' : 's'}${state.leftovers.length ? `, ${state.leftovers.length} photo${state.leftovers.length === 1 ? '' : 's'} left over` : ''}${passed ? `; ${passed} other file${passed === 1 ? '' : 's'} passed over` : ''}.`);
   } catch (error) { problem(error.message); say(''); }
   drawBrackets();
 }
@@ -123,6 +135,14 @@ async function restore() {
   }
   if (ids.size) await arrange([...ids]); else drawBrackets();
 }
+
+// Another tab changed the brackets: this one follows, unless somebody is at work in it.
+window.addEventListener('storage', (event) => {
+  if (event.key !== 'brackets' || document.hasFocus()) return;
+  state.brackets = [];
+  state.leftovers = [];
+  restore().catch((error) => problem(error.message));
+});
 
 // ---- brackets -------------------------------------------------------------------------------------------------------------
 
@@ -167,13 +187,18 @@ function drawBracket(bracket, index) {
   const group = `reference-${index}`;
   const names = `${bracket.photos[0].name} and ${bracket.photos.length - 1} more`;
   const evOf = (photo) => bracket.ev.has(photo.id) ? bracket.ev.get(photo.id) : photo.ev;
-  const thumb = (photo) => el('li', { class: [bracket.out.has(photo.id) ? 'out' : '', (bracket.reference || bracket.likely) === photo.id ? 'chosen' : ''].join(' ') },
+  const thumb = (photo) => el('li', { 'data-photo': photo.id, class: [bracket.out.has(photo.id) ? 'out' : '', (bracket.reference || bracket.likely) === photo.id ? 'chosen' : ''].join(' ') },
     el('img', { src: `api/photos/${photo.id}/thumbnail`, alt: '', loading: 'lazy' }),
     el('div', { class: 'name', title: photo.name }, photo.name),
     el('div', { class: 'quiet' }, settingsOf(photo) || 'no exposure in it'),
     el('label', {}, 'EV ', el('input', { type: 'number', step: 'any', min: -40, max: 40, value: evOf(photo) ?? '', placeholder: '?', 'aria-label': `Exposure of ${photo.name} in stops, brighter is higher`, onchange: (event) => {
-      const value = event.target.value.trim();
-      if (value === '') bracket.ev.delete(photo.id); else bracket.ev.set(photo.id, Number(value));
+      const value = event.target.value.trim(), number = Number(value), unreadable = event.target.validity.badInput;
+      event.target.setCustomValidity('');
+      if (unreadable || (value !== '' && !(Math.abs(number) <= 40))) {
+        event.target.setCustomValidity('expected -40 to 40 stops');
+        problem(`${photo.name}: the exposure (EV) must be a number from -40 to 40 stops.`);
+        bracket.ev.set(photo.id, NaN);
+      } else if (value === '') bracket.ev.delete(photo.id); else bracket.ev.set(photo.id, number);
       remember();
     } })),
     el('label', {}, el('input', { type: 'checkbox', checked: !bracket.out.has(photo.id), 'aria-label': `Use ${photo.name}`, onchange: (event) => {
@@ -181,7 +206,7 @@ function drawBracket(bracket, index) {
       redraw(event.target);
     } }), ' use'),
     el('label', {}, el('input', { type: 'radio', name: group, checked: bracket.reference === photo.id, disabled: bracket.out.has(photo.id), 'aria-label': `${photo.name} is the reference`, onchange: (event) => { bracket.reference = photo.id; redraw(event.target); } }),
-      bracket.reference !== photo.id && bracket.likely === photo.id && !bracket.reference ? ' reference (likely)' : ' reference'));
+      el('span', { class: 'likely' }, bracket.likely === photo.id && !bracket.reference ? ' reference (likely)' : ' reference')));
   const place = `bracket-${index}`;
   const redraw = (focused) => {
     const label = focused.getAttribute('aria-label');
@@ -208,16 +233,18 @@ async function merge(bracket) {
   const photos = bracket.photos.filter((p) => !bracket.out.has(p.id));
   const touched = photos.some((p) => bracket.ev.has(p.id));
   const ev = photos.map((p) => bracket.ev.has(p.id) ? bracket.ev.get(p.id) : p.ev);
-  if (touched && ev.some((v) => v === null || !Number.isFinite(v))) { problem('Fill in the exposure (EV) of every photo that is used, or of none.'); return; }
+  if (touched && ev.some((v) => v === null || !Number.isFinite(v))) { problem('Fill in the exposure (EV) of every photo that is used with a number of stops, or of none.'); return; }
   try {
     const job = await post('api/jobs', { photos: photos.map((p) => p.id), ev: touched ? ev : null, reference: bracket.reference || null, settings: settings() });
     state.mine.add(job.id);
+    rememberMine();
     say(`In the queue: ${job.title}.`);
   } catch (error) { problem(error.message); }
 }
 
 // ---- merges ---------------------------------------------------------------------------------------------------------------
 
+const rememberMine = () => kept.set('mine', [...state.mine]);
 const minutes = (s) => s >= 90 ? `${Math.round(s / 60)} min` : `${Math.max(1, Math.round(s))} s`;
 
 function toldJobs(jobs) {
@@ -225,42 +252,65 @@ function toldJobs(jobs) {
     const before = state.jobs.find((j) => j.id === job.id);
     const target = job.kind === 'render' ? job.about.of : job.id;
     if (before?.state !== job.state && job.state === 'done' && (state.mine.has(job.id) || (job.kind === 'render' && state.open === target))) {
-      if (job.kind === 'merge') { say(`Done: ${job.title}.`); state.mine.delete(job.id); markReference(job); }
+      if (job.kind === 'merge') { say(`Done: ${job.title}.`); state.mine.delete(job.id); rememberMine(); markReference(job); }
       open(target, job.picture);
     }
     if (before?.state !== job.state && job.state === 'failed' && job.kind === 'render') problem(job.error);
   }
   state.jobs = jobs;
+  if (state.open && !state.open.startsWith('check-') && !jobs.some((j) => j.id === state.open)) { close(); say('That merge was removed.'); }
   drawJobs();
 }
 
-// Which photo the merge chose is known now.
+// Which photo the merge chose is known now; nothing that somebody is editing is touched.
 function markReference(job) {
   const id = job.about.photos[job.about.names.indexOf(job.reference)];
-  for (const bracket of state.brackets) if (bracket.photos.some((p) => p.id === id)) bracket.likely = id;
-  drawBrackets();
+  for (const bracket of state.brackets) if (bracket.photos.some((p) => p.id === id)) { bracket.likely = id; markLikely(bracket); }
+}
+
+function markLikely(bracket) {
+  for (const thumb of document.querySelectorAll('#brackets [data-photo]')) {
+    const photo = thumb.dataset.photo;
+    if (!bracket.photos.some((p) => p.id === photo)) continue;
+    thumb.classList.toggle('chosen', (bracket.reference || bracket.likely) === photo);
+    thumb.querySelector('.likely').textContent = !bracket.reference && bracket.likely === photo ? ' reference (likely)' : ' reference';
+  }
 }
 
 function drawJobs() {
   const jobs = state.jobs.filter((j) => j.kind === 'merge').reverse();
   $('jobs-part').hidden = !jobs.length;
-  const focused = document.activeElement?.dataset?.key;
-  $('jobs').replaceChildren(...jobs.map(drawJob));
-  if (focused) $('jobs').querySelector(`[data-key="${focused}"]`)?.focus();
+  // A card is made anew only when its state changes: what is being pressed stays where it is.
+  const here = new Map([...$('jobs').children].map((card) => [card.dataset.job, card]));
+  for (const [id, card] of here) if (!jobs.some((j) => j.id === id)) card.remove();
+  jobs.forEach((job, n) => {
+    let card = here.get(job.id);
+    if (!card || card.dataset.state !== job.state) {
+      const fresh = drawJob(job), focused = card?.contains(document.activeElement);
+      if (card) card.replaceWith(fresh);
+      card = fresh;
+      if (focused) card.querySelector('button')?.focus();
+    }
+    if ($('jobs').children[n] !== card) $('jobs').insertBefore(card, $('jobs').children[n] ?? null);
+    card.querySelector('.words').textContent = jobWords(job);
+    const bar = card.querySelector('progress');
+    if (bar) bar.value = job.percent;
+  });
   const rendering = state.jobs.find((j) => j.kind === 'render' && j.about.of === state.open && (j.state === 'running' || j.state === 'waiting'));
   if (state.picture && state.open) headline(rendering ? `${STAGES[rendering.stage] ?? 'waiting to render'} …` : null);
 }
 
+const jobWords = (job) => ({ waiting: `waiting, ${job.place === 1 ? 'next' : `number ${job.place}`} in the queue`, running: `${job.percent} %, ${STAGES[job.stage] ?? 'starting'}${job.seconds_left !== null ? `, about ${minutes(job.seconds_left)} left` : ''}`,
+  done: `done in ${job.seconds} s`, failed: job.error, cancelled: 'cancelled' })[job.state];
+
 function drawJob(job) {
   const busy = job.state === 'running' || job.state === 'waiting';
-  const words = { waiting: `waiting, ${job.place === 1 ? 'next' : `number ${job.place}`} in the queue`, running: `${job.percent} %, ${STAGES[job.stage] ?? 'starting'}${job.seconds_left !== null ? `, about ${minutes(job.seconds_left)} left` : ''}`,
-    done: `done in ${job.seconds} s`, failed: job.error, cancelled: 'cancelled' }[job.state];
   const button = (name, text, act) => el('button', { type: 'button', 'data-key': `${job.id}-${name}`, 'aria-label': `${text}: ${job.title}`, onclick: act }, text);
   const send = (path, method) => ask(path, { method }).catch((error) => problem(error.message));
   return el('li', { 'data-job': job.id, 'data-state': job.state },
-    el('div', {}, job.title),
+    el('div', {}, `${job.title}, ${new Date(1000 * job.created).toLocaleTimeString([], { hour: '2-digit', minute: '2-digit' })}`),
     job.state === 'running' ? el('progress', { max: 100, value: job.percent, 'aria-label': `Progress of ${job.title}` }) : null,
-    el('p', { class: job.state === 'failed' ? 'problems' : 'quiet' }, words),
+    el('p', { class: `words ${job.state === 'failed' ? 'problems' : 'quiet'}` }),
     el('p', { class: 'buttons' },
       busy ? button('cancel', 'Cancel', () => send(`api/jobs/${job.id}/cancel`, 'POST')) : null,
       job.state === 'done' ? button('look', 'Look', () => open(job.id, job.picture)) : null,
@@ -269,14 +319,14 @@ function drawJob(job) {
 
 function listen() {
   const events = new EventSource('api/events');
-  events.onmessage = (event) => toldJobs(JSON.parse(event.data));
-  events.onerror = () => { if (events.readyState === EventSource.CLOSED) setTimeout(listen, 2000); };
+  events.onmessage = (event) => { $('lost').hidden = true; toldJobs(JSON.parse(event.data)); };
+  events.onerror = () => { $('lost').hidden = false; if (events.readyState === EventSource.CLOSED) setTimeout(listen, 2000); };
 }
 
 // ---- the viewer -----------------------------------------------------------------------------------------------------------
 
 const viewer = new Viewer($('canvas'), () => {
-  $('zoom').textContent = viewer?.picture ? `${Math.round(100 * viewer.view.zoom)} %` : '';
+  $('zoom').textContent = viewer?.picture && viewer.state.mode !== 'file' ? `${Math.round(100 * viewer.view.zoom)} %` : '';
   $('split').value = 100 * (viewer?.state.split ?? 0.5);
   $('split-out').textContent = `${Math.round(100 * (viewer?.state.split ?? 0.5))} %`;
 });
@@ -288,6 +338,7 @@ async function open(job, key) {
 
 function close() {
   state.open = state.picture = null;
+  kept.set('open', null);
   viewer.show(null);
   $('viewer').hidden = true;
 }
@@ -295,8 +346,8 @@ function close() {
 async function look(picture, job) {
   const first = state.open !== job || !state.picture;
   state.open = job;
+  kept.set('open', job);
   state.picture = picture;
-  picture.frames_key = job;
   $('viewer').hidden = false;
   $('picture-title').textContent = picture.name;
   const checked = picture.facts.check;
@@ -402,7 +453,7 @@ async function readNext() {
     if (x < 0 || y < 0 || x >= picture.width || y >= picture.height) { $('readout').textContent = ''; continue; }
     const p = await ask(`api/pictures/${picture.id}/pixel?x=${x}&y=${y}`).catch(() => null);
     if (p && picture === state.picture) {
-      const words = p.label === 'inferred' ? 'inferred' : p.source ? `${p.label}: mostly ${p.source}` : p.label;
+      const words = p.source ? `${p.label}, most weight: ${p.source}` : p.label;
       $('readout').textContent = [`${p.x}, ${p.y}`, `light ${p.radiance.map((v) => +v.toPrecision(3)).join(' ')}`, p.stops === null ? 'black' : `${p.stops >= 0 ? '+' : ''}${p.stops.toFixed(2)} stops`,
         words, p.degradation !== null ? `doubt ${p.degradation} %` : null].filter(Boolean).join('  |  ');
     }
@@ -427,7 +478,8 @@ function controls() {
   $('key').hidden = viewer.state.overlay !== 'provenance';
   $('canvas').hidden = isFile;
   $('photo').hidden = !isFile;
-  for (const id of ['fit', 'one', 'closer', 'farther']) $(id).disabled = isFile;
+  for (const id of ['fit', 'one', 'closer', 'farther', 'beside']) $(id).disabled = isFile;
+  $('overlay').disabled = isFile || !state.picture?.layers.labels;
   $('exposure-out').textContent = `${viewer.state.exposure >= 0 ? '+' : ''}${viewer.state.exposure.toFixed(2)} stops`;
   $('headroom-out').textContent = `${viewer.state.headroom.toFixed(2)} stops`;
   if (isFile && state.picture) {
@@ -506,6 +558,7 @@ async function check(file) {
   clearProblems();
   if (!file) return;
   say(`Looking at ${file.name} …`);
+  if (state.open?.startsWith('check-')) close();
   try {
     const picture = await ask(`api/checks?name=${encodeURIComponent(file.name)}`, { method: 'POST', body: file });
     say('');
@@ -541,7 +594,10 @@ try {
   state.status = await ask('api/status');
   $('refine-row').hidden = !state.status.refines;
   $('network-row').hidden = state.status.model === 'none';
+  state.mine = new Set(kept.get('mine') ?? []);
   await restore();
+  const before = (await ask('api/jobs')).find((j) => j.id === kept.get('open') && j.picture);
+  if (before) await open(before.id, before.picture);
   listen();
 } catch (error) { problem(error.message); }
 document.documentElement.dataset.ready = 'yes';

@@ -70,6 +70,7 @@ class Job:
             "kind": self.kind,
             "title": self.title,
             "about": self.about,
+            "created": self.created,
             "state": self.state,
             "stage": self.stage,
             "percent": round(100 * (1.0 if self.state == DONE else self.progress)),

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
+import gc
 import json
 import math
 import shutil
@@ -28,7 +30,7 @@ from starlette.exceptions import HTTPException
 
 from gmodiff import __version__
 from gmodiff.errors import GMODiffError, InputError
-from gmodiff.grouping import group
+from gmodiff.grouping import Shot, group
 from gmodiff.image import MAX_FRAMES, MIN_FRAMES
 from gmodiff.inspection import describe
 from gmodiff.reader import read
@@ -167,7 +169,8 @@ class Page:
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
-        picture = Picture(folder.name, image, folder, {"check": facts | {"file": name}}, name=Path(name).stem or "picture")
+        notes = [n.replace(place.name, name) for n in facts["notes"]]
+        picture = Picture(folder.name, image, folder, {"check": facts | {"file": name, "notes": notes}}, name=Path(name).stem or "picture")
         with self._lock:
             self.pictures[picture.id] = picture
         self._forget_checks()
@@ -189,6 +192,7 @@ class Page:
                 self.pictures.pop(name, None)
         if kept is not None:
             shutil.rmtree(kept.folder, ignore_errors=True)
+            _give_back_memory()
 
     def written(self, key: str, suffix: str, *, quality: int, compact: bool, strip: bool) -> Path:
         """A picture as a file."""
@@ -212,6 +216,7 @@ class Page:
             self.pictures[picture.id] = picture
             self._kept[job.id] = _Kept(found, folder, [picture.id])
         job.picture, job.summary = picture.id, dict(picture.facts)
+        _give_back_memory()
 
     def _render(self, again: Job, job: Job, settings: Rendering) -> None:
         kept = self._kept.get(job.id)
@@ -324,8 +329,9 @@ def create_app(page: Page) -> FastAPI:
             mine = [by_path[s.path] for s in bracket.shots]
             found.append(_as_bracket(mine, bracket.why))
         left = [
-            {"photo": upload_as_dict(by_path[s.path if hasattr(s, "path") else s]), "reason": page.workspace.in_users_words(why)}
+            {"photo": upload_as_dict(by_path[s.path]), "reason": _for_the_page(page.workspace.in_users_words(why))}
             for s, why in plan.leftovers
+            if isinstance(s, Shot)
         ]
         return {"groups": found, "leftovers": left}
 
@@ -430,6 +436,18 @@ def create_app(page: Page) -> FastAPI:
     return app
 
 
+def _give_back_memory() -> None:
+    """Hand what a merge freed back to the system, where the C library keeps it for itself (glibc)."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def _for_the_page(reason: str) -> str:
+    """Why a photo was left over, with what can be done here instead of the command's options."""
+    return reason.replace("brackets of such photos go by --frames or --pattern", "choose the photos of a bracket here")
+
+
 def _as_bracket(uploads: list[Upload], why: str) -> dict[str, Any]:
     """Photos in order of exposure, with the one a merge would choose as the reference."""
     if not uploads:
@@ -469,6 +487,8 @@ def _answer_errors(app: FastAPI, page: Page) -> None:
     @app.exception_handler(RequestValidationError)
     async def malformed(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
+        if first.get("type") == "json_invalid":
+            return JSONResponse({"error": "the request is not JSON"}, 400)
         where = ".".join(str(part) for part in first.get("loc", ()) if part not in ("body", "query", "path"))
         return JSONResponse({"error": f"{where or 'request'}: {first.get('msg', 'malformed')}"[:300]}, 400)
 

@@ -98,13 +98,15 @@ export class Viewer {
   show(picture) {
     const before = this.picture;
     this.picture = picture;
-    this.forget(picture && before && picture.frames_key && picture.frames_key === before.frames_key ? (key) => /\/frame\d/.test(key) : () => false);
+    this.forget();
+    if (!picture) return;
     if (!before || before.width !== picture.width || before.height !== picture.height) this.fit();
     this.draw();
   }
 
-  forget(keep) {
-    for (const [key, tile] of this.tiles) if (!keep(key)) { if (tile.texture) this.gl.deleteTexture(tile.texture); this.tiles.delete(key); }
+  forget() {
+    for (const tile of this.tiles.values()) if (tile.texture) this.gl.deleteTexture(tile.texture);
+    this.tiles.clear();
     this.waiting = [];
   }
 
@@ -250,7 +252,7 @@ export class Viewer {
       if (this.tiles.get(next.key) !== next.tile) continue;
       if (next.tile.used < this.clock - 3) { this.tiles.delete(next.key); continue; }
       this.fetching++;
-      this.fetchTile(next).catch(() => { setTimeout(() => { this.tiles.delete(next.key); this.draw(); }, 2000); }).finally(() => { this.fetching--; this.draw(); });
+      this.fetchTile(next).catch((error) => { if (error.message !== '400') setTimeout(() => { this.tiles.delete(next.key); this.draw(); }, 2000); }).finally(() => { this.fetching--; this.draw(); });
     }
   }
 
