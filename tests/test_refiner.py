@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import gmodiff
 from gmodiff.errors import FileFormatError, InputError
 from gmodiff.model.autoencoder import AutoencoderShape
 from gmodiff.model.denoiser import DenoiserShape
@@ -318,3 +319,64 @@ def small_store(tmp_path_factory):
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 255, (14, 20, 3), np.uint8)).resize((640, 448), Image.Resampling.BICUBIC).save(folder / "a.jpg")
     return SceneStore(find_sources(folder), 1, tmp_path_factory.mktemp("cache"), size=64)
+
+
+# ---- the weights that ship -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shipped_refiner():
+    return load_refiner("compact")
+
+
+def test_the_shipped_refiner_belongs_to_the_shipped_regressor(shipped_refiner):
+    Refinement(shipped_refiner).check_fits(load_card("compact"))
+    files = [p for p in (Path(gmodiff.__file__).parent / "weights").glob("compact-refiner.*") if p.suffix != ".json"]
+    assert max(p.stat().st_size for p in files) < 20_000_000  # float16; 40 MB are allowed
+
+
+def test_the_shipped_refiner_sees_no_farther_than_its_halo(one_thread):
+    refiner, _ = read_refiner(Path(gmodiff.__file__).parent / "weights" / "compact-refiner.safetensors")
+    size, middle = 2 * REFINER_HALO_PX + 64, slice(REFINER_HALO_PX, REFINER_HALO_PX + 64)
+    dice = torch.Generator().manual_seed(0)
+    given = [torch.rand((1, 3, size, size), generator=dice), torch.rand((1, 3, size, size), generator=dice)]
+    mask = torch.rand((1, 1, size // 4, size // 4), generator=dice)
+    context = [torch.randn((1, w, size // f, size // f), generator=dice) for w, f in zip((64, 128, 192), (8, 16, 32), strict=True)]
+    with torch.no_grad():
+        before = refiner(*given, mask, context)[..., middle, middle]
+        given[0][..., :16, :] = 1.5 - given[0][..., :16, :]  # far away, everything changes
+        after = refiner(*given, mask, context)[..., middle, middle]
+    assert float((before - after).abs().max()) < 1e-3
+
+
+def test_the_shipped_refiner_changes_only_what_is_doubted_and_nothing_that_was_measured(shipped_refiner):
+    """On the example, whose walls have bricks and whose windows have bars: outside the mask not one value changes."""
+    from gmodiff.align import align
+    from gmodiff.bracket import read_bracket
+    from gmodiff.estimate import Estimator
+    from gmodiff.merge import merge
+    from gmodiff.pipeline import estimated
+    from gmodiff.radiometry import radiance_interval_codes
+    from gmodiff.runtime import load_model
+
+    bracket = read_bracket(sorted((Path(__file__).parent.parent / "examples").glob("*.jpg")))
+    alignments = tuple(align(bracket))
+    merged = merge(bracket, alignments, with_motion=True)
+    model, refinement = load_model("compact"), Refinement(shipped_refiner)
+    # In the estimate itself, before the pipeline holds what was measured.
+    plain = Estimator(model)(bracket, alignments, merged.radiance)
+    refined = Estimator(model, refinement=refinement)(bracket, alignments, merged.radiance)
+    changed = (refined.radiance != plain.radiance).any(axis=2)
+    doubt = plain.degradation.astype(np.float32) / 255
+    assert changed.any()
+    assert not changed[doubt < refinement.threshold - 0.02].any()
+    again = Estimator(model, refinement=refinement)(bracket, alignments, merged.radiance)
+    assert np.array_equal(again.radiance, refined.radiance)
+    made = estimated(bracket, alignments, merged, Estimator(model, refinement=refinement), keep=True)
+    reference = bracket.frames[bracket.reference]
+    low, high, _ = radiance_interval_codes(bracket.response, reference.noise, reference.encoded.dtype)
+    channels = np.arange(3)
+    measured = reference.encoded.max(axis=2) < 225  # nearer to the end a pixel proves less (`radiometry.IntervalTables`)
+    least, most = (ends[reference.encoded, channels] for ends in (low * (1 - 1e-5), high * (1 + 1e-5)))
+    inside = (made.radiance >= least) & (made.radiance <= most)
+    assert inside[measured].all()

@@ -206,7 +206,7 @@ def _card_path(name: str) -> Path:
         path = path.with_suffix(CARD_SUFFIX)
     if path.suffix == CARD_SUFFIX and path.is_file():
         return path
-    known = ", ".join([*shipped_models(), FULL_MODEL, NO_MODEL])
+    known = ", ".join([*(m for m in shipped_models() if not m.endswith(REFINER_SUFFIX)), FULL_MODEL, NO_MODEL])
     missing = "there is no such file; " if path.suffix == CARD_SUFFIX else ""
     raise InputError(f"model {name!r}: {missing}expected {known}, or the card (.json) of a model with its weights beside it")
 
