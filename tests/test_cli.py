@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -79,6 +80,16 @@ def test_the_network_runs_where_it_is_asked_for(jpegs, tmp_path, capsys):
     assert (tmp_path / "with.exr").read_bytes() != (tmp_path / "without.exr").read_bytes()
 
 
+def test_a_model_without_a_refiner_is_one_line(jpegs, tmp_path, capsys):
+    for suffix in (".json", ".onnx", ".safetensors"):
+        shutil.copy(Path(gmodiff.__file__).parent / "weights" / f"compact{suffix}", tmp_path)
+    words = ["merge", *jpegs, "-o", str(tmp_path / "a.jpg"), "--model", str(tmp_path / "compact.json"), "--refine", "0.5"]
+    code, _, errors = run(words, capsys)
+    assert code == 2
+    assert "model compact has no refiner (compact-refiner.json would lie beside its card)" in errors
+    assert errors.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
@@ -89,7 +100,6 @@ def test_the_network_runs_where_it_is_asked_for(jpegs, tmp_path, capsys):
             ["--model", "none", "--device", "abacus", "--tile", "512"],
             "--device, --tile: of the network, and --model is none: leave this out",
         ),
-        (["--refine", "0.5"], "model compact has no refiner"),
         (["--model", "none", "--refine", "0.5"], "--refine: of the network, and --model is none"),
         (["--model", "compact", "--refine", "1.5"], "--refine 1.5: expected 0 (nothing) to 1"),
         (["--model", "compact", "--refine", "nan"], "--refine nan: expected"),

@@ -51,6 +51,7 @@ class Picture:
     name: str = "picture"
     _levels: dict[tuple[str, int], NDArray[Any]] = field(default_factory=dict, repr=False)
     _lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
+    _writing: threading.Lock = field(default_factory=threading.Lock, repr=False)  # its own: who looks does not wait for an encoder
     _histogram: dict[str, Any] | None = field(default=None, repr=False)
 
     @property
@@ -175,7 +176,7 @@ class Picture:
     def written(self, suffix: str, *, quality: int = 95, compact: bool = False, strip: bool = False) -> Path:
         """The picture as a file, made once. suffix: of `writer.SUFFIXES`. Raises what `write` raises."""
         place = self.folder / f"out-q{quality}{'-compact' if compact else ''}{'-strip' if strip else ''}{suffix}"
-        with self._lock:
+        with self._writing:
             if not place.exists():
                 write(self.image, place, quality=quality, compact=compact, strip=strip)
         return place
