@@ -140,8 +140,8 @@ article.failed { border-color: var(--bad); } article.warned { border-color: var(
 img, .none { display: block; width: 100%; aspect-ratio: 3 / 2; object-fit: contain; background: #808080; }
 .none { display: grid; place-items: center; color: #fff; }
 h2 { font-size: 15px; margin: 8px 12px 4px; overflow-wrap: anywhere; }
-dl { display: grid; grid-template-columns: repeat(2, auto); gap: 2px 14px; margin: 0 12px 8px; font-size: 14px; white-space: nowrap; }
-dl div { display: flex; justify-content: space-between; gap: 8px; } dt { color: var(--soft); }
+dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5em, 1fr)); gap: 2px 14px; margin: 0 12px 8px; font-size: 14px; }
+dl div { display: flex; justify-content: space-between; gap: 0 8px; flex-wrap: wrap; } dt { color: var(--soft); }
 dd { margin: 0; font-variant-numeric: tabular-nums; }
 ul { margin: 0 12px 8px; padding-left: 18px; overflow-wrap: anywhere; } .failed ul { color: var(--bad); } .warned ul { color: var(--warn); }
 .photos { margin: 0 12px 12px; color: var(--soft); font-size: 13px; overflow-wrap: anywhere; }
