@@ -186,3 +186,27 @@ def test_strips_change_nothing(monkeypatch):
     whole = merge(bracket, still(bracket))
     np.testing.assert_allclose(in_strips.radiance, whole.radiance, rtol=1e-5)
     assert np.array_equal(in_strips.provenance, whole.provenance)
+
+
+def test_the_source_is_the_frame_whose_sample_weighs_most():
+    truth = scene()
+    bracket = photos(truth, (-2.0, 0.0, 2.0))
+    merged = merge(bracket, still(bracket), with_source=True)
+    reference = bracket.frames[1].encoded
+    assert merge(bracket, still(bracket)).source is None
+    assert (merged.source[(reference >= 254).any(axis=2)] == 0).all()  # clipped: the shorter frame alone measured
+    exposed = (reference > 120).all(axis=2) & (reference < 200).all(axis=2)
+    assert (merged.source[exposed] == 1).mean() > 0.9
+    assert (merged.source[(reference < 20).all(axis=2)] == 2).mean() > 0.9  # the longest frame's darks are the cleanest
+
+
+def test_from_the_classical_result_to_the_models():
+    from gmodiff.errors import InputError
+    from gmodiff.pipeline import Reconstruction
+
+    here, there = (Reconstruction(np.full((4, 4, 3), v, np.float32), np.zeros((4, 4), np.uint8), ()) for v in (1.0, 3.0))
+    assert here.towards(there, 0) is here
+    assert here.towards(there, 1) is there
+    assert np.allclose(here.towards(there, 0.25).radiance, 1.5)
+    with pytest.raises(InputError, match=r"share 1\.5: expected 0"):
+        here.towards(there, 1.5)
