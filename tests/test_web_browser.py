@@ -276,7 +276,7 @@ def test_exposures_half_filled_in_are_refused_in_words(page, tmp_path):
     page.locator(".thumbs input[type=number]").first.blur()
     page.click(".bracket button.main")
     page.wait_for_selector("#problems li")
-    assert "every photo that is used, or of none" in page.inner_text("#problems")
+    assert "every photo that is used with a number of stops, or of none" in page.inner_text("#problems")
 
 
 def test_an_ultra_hdr_file_that_is_dropped_is_checked(page, tmp_path):
