@@ -24,9 +24,8 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from chromium_hdr import CHROMIUM, missing
-from web_page import EXAMPLES, Served
+from web_page import EXAMPLES, SOFTWARE_WEBGL, Served
 
-FLAGS = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
 EXPLORE = """async (frames) => {
   const v = gmodiff.viewer, times = [];
   v.zoomTo(1);
@@ -113,7 +112,7 @@ def look(megapixels: float, place: Path) -> None:
     photos = resized(place, width, round(width / 1.5))
     try:
         with sync_playwright() as player:
-            browser = player.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+            browser = player.chromium.launch(executable_path=CHROMIUM, args=SOFTWARE_WEBGL)
             page = browser.new_page(viewport={"width": 1440, "height": 900})
             paints = []
             for _ in range(5):

@@ -17,9 +17,7 @@ from PIL import Image
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 from chromium_hdr import CHROMIUM  # noqa: E402
-from web_page import EXAMPLES, Served  # noqa: E402
-
-FLAGS = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+from web_page import EXAMPLES, SOFTWARE_WEBGL, Served  # noqa: E402
 
 
 def main() -> None:
@@ -38,7 +36,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place, sync_playwright() as player:
         served = Served(place=Path(place))
         try:
-            browser = player.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+            browser = player.chromium.launch(executable_path=CHROMIUM, args=SOFTWARE_WEBGL)
             page = browser.new_page(viewport={"width": 1360, "height": 1000})
             page.goto(served.url)
             page.set_input_files("#files", [str(p) for p in EXAMPLES])

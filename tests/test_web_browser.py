@@ -10,11 +10,10 @@ import gmodiff
 from chromium_hdr import CHROMIUM, missing
 from gmodiff.gainmap import apply_log2_gain
 from gmodiff.radiometry import srgb_decode, srgb_encode
-from web_page import EXAMPLES, Served
+from web_page import EXAMPLES, SOFTWARE_WEBGL, Served
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=missing() or "")
 
-FLAGS = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--disable-background-networking"]
 DROP = """async ([files]) => {
   const dropped = new DataTransfer();
   for (const [name, data] of files) {
@@ -37,7 +36,7 @@ def browser():
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as player:
-        opened = player.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        opened = player.chromium.launch(executable_path=CHROMIUM, args=SOFTWARE_WEBGL)
         yield opened
         opened.close()
 

@@ -13,6 +13,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+SOFTWARE_WEBGL = [
+    "--no-sandbox",
+    "--use-gl=angle",
+    "--use-angle=swiftshader",
+    "--enable-unsafe-swiftshader",
+    "--disable-background-networking",
+]
+"""Chromium's flags: in a container, without a GPU."""
+
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.jpg"))
 
 

@@ -49,6 +49,9 @@ DRIFT_STOPS = 0.9
 USUAL_REST_S = 1.0
 """Rounding of times without fractions of a second."""
 
+BY_OPTIONS = "brackets of such photos go by --frames or --pattern"
+"""How to go on, for those who type; who shows reasons elsewhere says it in other words."""
+
 
 @dataclass(frozen=True)
 class Shot:
@@ -235,9 +238,9 @@ def _by_metadata(family: Sequence[Shot]) -> Found:
     runs: list[list[Shot]] = []
     for shot in family:
         if shot.time is None:
-            left.append((shot, "no time in its metadata: brackets of such photos go by --frames or --pattern"))
+            left.append((shot, f"no time in its metadata: {BY_OPTIONS}"))
         elif shot.ev is None and shot.bias_stops is None:
-            left.append((shot, "no exposure in its metadata: brackets of such photos go by --frames or --pattern"))
+            left.append((shot, f"no exposure in its metadata: {BY_OPTIONS}"))
         elif runs and _continues(runs[-1], shot):
             runs[-1].append(shot)
         else:

@@ -38,6 +38,8 @@ MIN_HEADROOM_STOPS = 0.25
 """A gain map needs some headroom to be valid; a bracket without highlights gets this much and a gain of nearly nothing."""
 KNEE = 0.5
 """Display-linear light (sRGB code 188) up to which the SDR base equals the rendition: all mid-tones."""
+MAX_HEADROOM_STOPS = 6.0
+"""More than any screen has."""
 SHOULDER_RELAX_STOPS = 1.0
 """How far above white the log slope takes to go from the response's own to 1 (proportional to light)."""
 NEAR_BLACK = 2.0 / 255.0
@@ -191,8 +193,8 @@ def render(
         raise InputError(f"look {look!r}: expected camera or linear")
     if base not in ("tonemap", "reference"):
         raise InputError(f"base {base!r}: expected tonemap or reference")
-    if not MIN_HEADROOM_STOPS <= max_headroom <= 6:
-        raise InputError(f"headroom {max_headroom:g} stops: expected {MIN_HEADROOM_STOPS:g} to 6")
+    if not MIN_HEADROOM_STOPS <= max_headroom <= MAX_HEADROOM_STOPS:
+        raise InputError(f"headroom {max_headroom:g} stops: expected {MIN_HEADROOM_STOPS:g} to {MAX_HEADROOM_STOPS:g}")
     content_stops = float(np.log2(max(_robust_peak(radiance), 1.0)))
     maker = (
         camera_look(bracket.response, bracket.colour, content_stops, max_headroom)

@@ -73,9 +73,8 @@ def run_on_cluster(
                     note(f"{job.output}: its worker was lost; begun again on another")
                     waiting.insert(0, job)
                     continue
-                photos = [{"place": p, "stamp": "", "sha256": ""} for p in job.photos]
                 lost = f"its worker was lost {tries[job.output]} times: out of memory, or a machine that went away"
-                ended(job, outcome or {"status": "failed", "error": lost, "photos": photos, "seconds": 0.0, "peak_mb": None})
+                ended(job, outcome or job.failed(lost))
     except OSError as error:  # a closed connection of dask's is one
         raise InputError(f"--cluster {address}: the connection was lost ({_line(error)}); run again to go on") from None
     finally:
@@ -145,9 +144,8 @@ def _outcome(future: Any, job: Job) -> Outcome | None:
     except (distributed.KilledWorker, distributed.CancelledError, OSError):
         return None
     except Exception as error:  # it could not even begin: a package that is missing there
-        photos = [{"place": p, "stamp": "", "sha256": ""} for p in job.photos]
         reason = f"a worker of the cluster could not run it ({type(error).__name__}: {_line(error)})"
-        return {"status": "failed", "error": reason, "photos": photos, "seconds": 0.0, "peak_mb": None}
+        return job.failed(reason)
 
 
 def _line(error: BaseException) -> str:

@@ -64,6 +64,14 @@ class Job:
     known: tuple[str, ...] | None = None
     bytes: int = field(default=0, compare=False)
 
+    def unread(self) -> list[dict[str, str]]:
+        """Its photos as the manifest tells them, before any is looked at."""
+        return [{"place": p, "stamp": "", "sha256": ""} for p in self.photos]
+
+    def failed(self, reason: str) -> dict[str, Any]:
+        """The outcome of a set that was never finished, for one line's reason."""
+        return {"status": "failed", "error": reason, "photos": self.unread(), "seconds": 0.0, "peak_mb": None}
+
 
 _MODELS: dict[tuple[Any, ...], Any] = {}
 _ONE_AT_A_TIME = threading.Lock()  # a worker of a cluster may have several threads; memory is reckoned for one set a process
@@ -77,7 +85,7 @@ def make_set(job: Job) -> dict[str, Any]:
     """
     with _ONE_AT_A_TIME:
         started, worked = time.monotonic(), time.process_time()
-        outcome: dict[str, Any] = {"photos": [{"place": p, "stamp": "", "sha256": ""} for p in job.photos]}
+        outcome: dict[str, Any] = {"photos": job.unread()}
         try:
             outcome |= {"status": "done"} | _made(job, outcome["photos"])
         except GMODiffError as error:

@@ -7,7 +7,6 @@ complete, and elsewhere it is uploaded under a hidden name and moved.
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import re
 import secrets
@@ -148,9 +147,10 @@ def read_head(place: str, count: int) -> bytes:
 
 def sha256(path: Path) -> str:
     """Of a local file's content. Raises InputError."""
+    from gmodiff import runtime  # loads numpy, which a worker may only do when it has its cores
+
     try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        return runtime.sha256(path)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
 

@@ -90,7 +90,7 @@ def run_here(
                 f"needs about {need:.1f} GB of memory and {there:.1f} GB are free: close other programs, give --memory, or smaller copies"
             )
             starting(large)
-            ended(large, _failed(large, reason))
+            ended(large, large.failed(reason))
     waiting = [j for j in waiting if j.bytes <= memory]
     shares = core_shares(count)
     workers: list[_Worker] = []
@@ -121,7 +121,7 @@ def run_here(
                         # Alone: memory is what most often kills a worker, and its neighbours may have had a part in it.
                         waiting.append(_alone(job, memory))
                         continue
-                    outcome = _failed(job, f"its worker ended {code}, twice: out of memory, or a fault in a decoder")
+                    outcome = job.failed(f"its worker ended {code}, twice: out of memory, or a fault in a decoder")
                 ended(job, outcome)
     finally:
         for worker in workers:
@@ -157,11 +157,6 @@ def _ending(worker: _Worker) -> str:
     if code is not None and code < 0:
         return f"by signal {signal.Signals(-code).name}"
     return f"with code {code}"
-
-
-def _failed(job: Job, reason: str) -> Outcome:
-    photos = [{"place": p, "stamp": "", "sha256": ""} for p in job.photos]
-    return {"status": "failed", "error": reason, "photos": photos, "seconds": 0.0, "peak_mb": None}
 
 
 # ---- in the worker --------------------------------------------------------------------------------------------------------

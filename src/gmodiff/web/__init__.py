@@ -5,6 +5,7 @@ workspace   the private folder: uploaded photos, work files, their removal
 queue       one merge after another, with progress, time left, cancel
 pictures    what the viewer shows: layers as tiles of a pyramid, histogram, pixel read-out
 merging     a merge as a job: bracket to picture, and again with other settings
+page        what is behind the routes: jobs, what they leave, checked files
 server      the routes
 command     `gmodiff serve`
 """

@@ -49,7 +49,8 @@ def serve(
 
     from gmodiff.web.guard import Guard
     from gmodiff.web.merging import Models
-    from gmodiff.web.server import Page, create_app
+    from gmodiff.web.page import Page
+    from gmodiff.web.server import create_app
     from gmodiff.web.workspace import Limits, Workspace
 
     models = Models(model)  # a model that is not there is refused before anything is opened

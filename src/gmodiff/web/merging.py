@@ -26,11 +26,9 @@ from gmodiff.pipeline import Reconstruction, aligned, estimated, finished
 from gmodiff.refine import Refinement
 from gmodiff.runtime import NO_MODEL, Model, has_refiner, load_model, load_refiner
 from gmodiff.summary import summary
-from gmodiff.tonemap import DEFAULT_HEADROOM_STOPS, MIN_HEADROOM_STOPS
+from gmodiff.tonemap import DEFAULT_HEADROOM_STOPS, MAX_HEADROOM_STOPS, MIN_HEADROOM_STOPS
 from gmodiff.web.pictures import Picture, in_file
 from gmodiff.web.workspace import Upload
-
-MAX_HEADROOM = 6.0
 
 
 @dataclass(frozen=True)
@@ -52,8 +50,8 @@ class Rendering:
             raise InputError(f"look {self.look!r}: expected camera or linear")
         if self.base not in ("tonemap", "reference"):
             raise InputError(f"base {self.base!r}: expected tonemap or reference")
-        if not MIN_HEADROOM_STOPS <= self.headroom <= MAX_HEADROOM:
-            raise InputError(f"headroom {self.headroom:g}: expected {MIN_HEADROOM_STOPS:g} to {MAX_HEADROOM:g} stops")
+        if not MIN_HEADROOM_STOPS <= self.headroom <= MAX_HEADROOM_STOPS:
+            raise InputError(f"headroom {self.headroom:g}: expected {MIN_HEADROOM_STOPS:g} to {MAX_HEADROOM_STOPS:g} stops")
         for name in ("network", "refine"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} {getattr(self, name):g}: expected 0 to 1")
@@ -174,9 +172,8 @@ def likely_reference(photos: Sequence[Upload]) -> int | None:
     return order[best_reference([photos[i].exposed for i in order])]
 
 
-def stops_of(photos: Sequence[Upload]) -> list[float | None]:
-    """EV of each photo relative to the one that a merge would choose, brighter = higher; None where its exposure is not known."""
-    reference = likely_reference(photos)
+def stops_of(photos: Sequence[Upload], reference: int | None) -> list[float | None]:
+    """EV of each photo relative to the reference (`likely_reference`), brighter = higher; None where its exposure is not known."""
     known = [u.shot.exposure for u in photos]
     if reference is None:
         lit = sorted(e for e in known if e is not None)

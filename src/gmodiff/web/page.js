@@ -27,7 +27,7 @@ function el(tag, props = {}, ...children) {
   for (const [name, value] of Object.entries(props)) {
     if (name.startsWith('on')) node.addEventListener(name.slice(2), value);
     else if (name === 'class') node.className = value;
-    else if (name in node && name !== 'list') node[name] = value;
+    else if (name in node) node[name] = value;
     else node.setAttribute(name, value);
   }
   node.append(...children.filter((c) => c !== null && c !== undefined));
@@ -305,16 +305,16 @@ const jobWords = (job) => ({ waiting: `waiting, ${job.place === 1 ? 'next' : `nu
 
 function drawJob(job) {
   const busy = job.state === 'running' || job.state === 'waiting';
-  const button = (name, text, act) => el('button', { type: 'button', 'data-key': `${job.id}-${name}`, 'aria-label': `${text}: ${job.title}`, onclick: act }, text);
+  const button = (text, act) => el('button', { type: 'button', 'aria-label': `${text}: ${job.title}`, onclick: act }, text);
   const send = (path, method) => ask(path, { method }).catch((error) => problem(error.message));
   return el('li', { 'data-job': job.id, 'data-state': job.state },
     el('div', {}, `${job.title}, ${new Date(1000 * job.created).toLocaleTimeString([], { hour: '2-digit', minute: '2-digit' })}`),
     job.state === 'running' ? el('progress', { max: 100, value: job.percent, 'aria-label': `Progress of ${job.title}` }) : null,
     el('p', { class: `words ${job.state === 'failed' ? 'problems' : 'quiet'}` }),
     el('p', { class: 'buttons' },
-      busy ? button('cancel', 'Cancel', () => send(`api/jobs/${job.id}/cancel`, 'POST')) : null,
-      job.state === 'done' ? button('look', 'Look', () => open(job.id, job.picture)) : null,
-      busy ? null : button('remove', 'Remove', () => { if (state.open === job.id) close(); send(`api/jobs/${job.id}`, 'DELETE'); })));
+      busy ? button('Cancel', () => send(`api/jobs/${job.id}/cancel`, 'POST')) : null,
+      job.state === 'done' ? button('Look', () => open(job.id, job.picture)) : null,
+      busy ? null : button('Remove', () => { if (state.open === job.id) close(); send(`api/jobs/${job.id}`, 'DELETE'); })));
 }
 
 function listen() {

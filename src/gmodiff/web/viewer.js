@@ -4,7 +4,7 @@
 const VERTEX = `#version 300 es
 in vec2 corner;
 uniform vec4 place;   // left, top, width, height of the tile in picture pixels
-uniform vec4 view;    // centre in picture pixels, screen pixels per picture pixel, unused
+uniform vec3 view;    // centre in picture pixels, screen pixels per picture pixel
 uniform vec2 canvas;  // screen pixels
 out vec2 at;
 void main() {
@@ -81,9 +81,8 @@ export class Viewer {
     gl.bindAttribLocation(program, 0, 'corner');
     gl.linkProgram(program);
     gl.useProgram(program);
-    this.at = (name) => gl.getUniformLocation(program, name);
     const places = {};
-    for (const name of ['place', 'view', 'canvas', 'kind', 'picture', 'gain', 'labels', 'baseToGain', 'toScreen', 'baseOffset', 'alternateOffset', 'weight', 'scale', 'overlay']) places[name] = this.at(name);
+    for (const name of ['place', 'view', 'canvas', 'kind', 'picture', 'gain', 'labels', 'baseToGain', 'toScreen', 'baseOffset', 'alternateOffset', 'weight', 'scale', 'overlay']) places[name] = gl.getUniformLocation(program, name);
     this.uniform = places;
     gl.bindBuffer(gl.ARRAY_BUFFER, gl.createBuffer());
     gl.bufferData(gl.ARRAY_BUFFER, new Float32Array([0, 0, 1, 0, 0, 1, 1, 1]), gl.STATIC_DRAW);
@@ -302,7 +301,7 @@ export class Viewer {
     gl.clearColor(0.067, 0.067, 0.067, 1);
     gl.clear(gl.COLOR_BUFFER_BIT);
     gl.uniform2f(this.uniform.canvas, this.size.width, this.size.height);
-    gl.uniform4f(this.uniform.view, this.view.x, this.view.y, this.view.zoom, 0);
+    gl.uniform3f(this.uniform.view, this.view.x, this.view.y, this.view.zoom);
     const main = this.state.mode === 'screen' && this.picture.gain ? 'screen' : 'light';
     if (this.state.beside === '') this.side(main);
     else {

@@ -144,7 +144,7 @@ class Workspace:
             exposed = measure_brightness(Photo(path, small)).exposed
         except GMODiffError as error:
             path.unlink(missing_ok=True)
-            raise type(error)(str(error).replace(str(path), name).replace(path.name, name)) from None
+            raise type(error)(told_as(str(error), path, name)) from None
         upload = Upload(secrets.token_hex(8), name, path, shot, jpeg.tobytes(), exposed, shot.notes)
         with self._lock:
             self._uploads[upload.id] = upload
@@ -183,8 +183,13 @@ class Workspace:
     def in_users_words(self, text: str) -> str:
         """A message with our file names replaced by the user's, and without our folder."""
         for upload in self.uploads():
-            text = text.replace(str(upload.path), upload.name).replace(upload.path.name, upload.name)
+            text = told_as(text, upload.path, upload.name)
         return text.replace(f"{self.folder}{os.sep}", "").replace(str(self.folder), "the page's folder")
+
+
+def told_as(text: str, path: Path, name: str) -> str:
+    """A message about one of our files, with what the user calls it."""
+    return text.replace(str(path), name).replace(path.name, name)
 
 
 def shown_name(name: str) -> str:
@@ -202,14 +207,13 @@ def _suffix(name: str) -> str:
 
 def _small(path: Path, shot: Shot, max_pixels: int) -> NDArray[np.uint8]:
     """(h, w, 3) uint8 sRGB or nearly, upright, at most THUMBNAIL_PX a side."""
-    data = path
     if shot.raw:
         embedded = _raw_preview(path)
         if embedded is not None:
             return _by_pillow(io.BytesIO(embedded))
     else:
         with contextlib.suppress(Exception):  # sixteen bits, unusual colours: the careful reader knows them, or says what is wrong
-            return _by_pillow(data)
+            return _by_pillow(path)
     photo = read_photo(path, max_pixels=max_pixels)
     encoded = photo.encoded if photo.encoded.dtype == np.uint8 else (photo.encoded >> 8).astype(np.uint8)
     scale = THUMBNAIL_PX / max(encoded.shape[:2])
@@ -240,7 +244,7 @@ def _raw_preview(path: Path) -> bytes | None:
 
 
 def remove_left_behind(place: Path | None = None) -> None:
-    """Remove folders of servers that were killed, or that are a day old."""
+    """Remove folders whose server has ended, as far as its process number tells, and those that nothing was put into for a week."""
     for folder in Path(place or tempfile.gettempdir()).glob(f"{PREFIX}*"):
         try:
             if folder.is_symlink() or (hasattr(os, "getuid") and folder.stat().st_uid != os.getuid()):

@@ -1,0 +1,231 @@
+"""What is behind the routes: jobs that are asked for, what they leave, files that are checked; and when all of it goes."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import math
+import shutil
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from gmodiff.errors import GMODiffError, InputError
+from gmodiff.image import MAX_FRAMES, MIN_FRAMES
+from gmodiff.inspection import describe
+from gmodiff.reader import read
+from gmodiff.web.merging import Ingredients, Models, Rendering, Wanted, prepare, render
+from gmodiff.web.pictures import Picture
+from gmodiff.web.queue import RUNNING, WAITING, Job, Queue
+from gmodiff.web.workspace import KEPT_S, Workspace, told_as
+
+MAX_QUEUE = 200
+RENDITIONS_KEPT = 3
+"""Of one merge; older ones are removed when a setting makes another."""
+
+
+class Strict(BaseModel):
+    """A request body whose fields are all known."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Settings(Strict):
+    """Of a rendition; see `merging.Rendering`."""
+
+    look: str = "camera"
+    base: str = "tonemap"
+    headroom: float = 3.0
+    network: float = 1.0
+    refine: float = 0.0
+
+    def rendering(self) -> Rendering:
+        """Checked."""
+        return Rendering(**self.model_dump())
+
+
+class MergeWanted(Strict):
+    """photos: ids.   ev: stops of each, brighter = higher; reference: one of the ids."""
+
+    photos: list[str]
+    ev: list[float] | None = None
+    reference: str | None = None
+    align: bool = True
+    settings: Settings = Settings()
+
+
+@dataclass
+class _Kept:
+    """What one merge left: for renditions to come, and the latest of them."""
+
+    ingredients: Ingredients
+    folder: Path
+    pictures: list[str]
+
+
+class Page:
+    """Everything behind the routes: workspace, queue, pictures. One a server."""
+
+    def __init__(self, workspace: Workspace, models: Models, *, at_once: int = 1) -> None:
+        self.workspace, self.models = workspace, models
+        self.queue = Queue(at_once=at_once, explain=workspace.in_users_words)
+        self.pictures: dict[str, Picture] = {}
+        self._kept: dict[str, _Kept] = {}
+        self._lock = threading.Lock()
+        self._checking = threading.Semaphore(2)  # files decoded or encoded at once
+        self.closing = threading.Event()
+        threading.Thread(target=self._tidy, name="tidy", daemon=True).start()
+
+    def close(self) -> None:
+        """End all jobs and remove all files."""
+        self.closing.set()
+        self.queue.close()
+        self.workspace.close()
+
+    def merge(self, asked: MergeWanted) -> Job:
+        """Put a merge into the queue. Raises InputError for what can be seen to be wrong without reading a pixel."""
+        uploads = tuple(self.workspace.get(p) for p in asked.photos)
+        if not MIN_FRAMES <= len(uploads) <= MAX_FRAMES:
+            raise InputError(f"a bracket has {MIN_FRAMES} to {MAX_FRAMES} photos, these are {len(uploads)}")
+        if len(set(asked.photos)) != len(asked.photos):
+            raise InputError("a photo is in this bracket twice: take it out once")
+        if asked.reference is not None and asked.reference not in asked.photos:
+            raise InputError("the reference is not one of the photos that are used: choose another")
+        if asked.ev is not None and len(asked.ev) != len(uploads):
+            raise InputError(f"{len(asked.ev)} exposures for {len(uploads)} photos: fill in all of them, or none")
+        if asked.ev is not None and not all(math.isfinite(v) and abs(v) <= 40 for v in asked.ev):
+            raise InputError("exposures must be numbers from -40 to 40 stops")
+        if sum(j.state in (WAITING, RUNNING) for j in self.queue.jobs()) >= MAX_QUEUE:
+            raise InputError(f"{MAX_QUEUE} merges are waiting already: wait for some of them, or use gmodiff batch")
+        self.workspace.check_room(sum(100 * u.shot.width * u.shot.height for u in uploads[:1]))
+        wanted = Wanted(
+            uploads,
+            None if asked.ev is None else tuple(asked.ev),
+            None if asked.reference is None else asked.photos.index(asked.reference),
+            asked.settings.rendering(),
+            asked.align,
+        )
+        title = f"{uploads[0].name} and {len(uploads) - 1} more"
+        about = {"photos": asked.photos, "names": [u.name for u in uploads], "settings": asked.settings.model_dump()}
+        return self.queue.submit(Job("merge", title, about), lambda job: self._merge(job, wanted))
+
+    def render(self, key: str, settings: Settings) -> Job:
+        """Put a new rendition of a finished merge into the queue."""
+        rendering = settings.rendering()
+        job = self.queue.get(key)
+        if job is None or key not in self._kept:
+            raise InputError("this merge is not here any more: merge the photos again")
+        about = {"of": key, "settings": settings.model_dump()}
+        return self.queue.submit(Job("render", job.title, about), lambda again: self._render(again, job, rendering))
+
+    def check(self, path: Path, name: str) -> Picture:
+        """A file of anybody's as a picture, with its facts. The file goes with the picture. Raises what `read` raises, naming it."""
+        folder = self.workspace.new_folder("check")
+        place = folder / f"file{path.suffix}"
+        path.replace(place)
+        try:
+            with self._checking:
+                image = read(place, max_pixels=self.workspace.limits.pixels)
+                facts = describe(place, image)
+        except GMODiffError as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise type(error)(told_as(str(error), place, name)) from None
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        notes = [told_as(n, place, name) for n in facts["notes"]]
+        picture = Picture(folder.name, image, folder, {"check": facts | {"file": name, "notes": notes}}, name=Path(name).stem or "picture")
+        with self._lock:
+            self.pictures[picture.id] = picture
+        self._forget_checks()
+        return picture
+
+    def picture(self, key: str) -> Picture:
+        """A picture by its id. Raises InputError where it is gone."""
+        with self._lock:
+            if key not in self.pictures:
+                raise InputError("this picture is not here any more: merge or check it again")
+            return self.pictures[key]
+
+    def forget(self, key: str) -> None:
+        """Drop a job, its pictures and its files."""
+        self.queue.forget(key)
+        with self._lock:
+            kept = self._kept.pop(key, None)
+            for name in kept.pictures if kept else ():
+                self.pictures.pop(name, None)
+        if kept is not None:
+            shutil.rmtree(kept.folder, ignore_errors=True)
+            _give_back_memory()
+
+    def written(self, key: str, suffix: str, *, quality: int, compact: bool, strip: bool) -> Path:
+        """A picture as a file."""
+        with self._checking:
+            return self.picture(key).written(suffix, quality=quality, compact=compact, strip=strip)
+
+    def _merge(self, job: Job, wanted: Wanted) -> None:
+        folder = self.workspace.new_folder("merge")
+        try:
+            found = prepare(wanted, folder, self.workspace.limits.pixels, job.report)
+            first = folder / "rendition-0"
+            first.mkdir()
+            picture = render(found, wanted.rendering, self.models, first, job.report)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        with self._lock:
+            if self.queue.get(job.id) is None:  # removed while it ran
+                shutil.rmtree(folder, ignore_errors=True)
+                return
+            self.pictures[picture.id] = picture
+            self._kept[job.id] = _Kept(found, folder, [picture.id])
+        job.picture, job.summary = picture.id, dict(picture.facts)
+        _give_back_memory()
+
+    def _render(self, again: Job, job: Job, settings: Rendering) -> None:
+        kept = self._kept.get(job.id)
+        if kept is None:
+            raise InputError("this merge is not here any more: merge the photos again")
+        folder = kept.folder / f"rendition-{again.id}"
+        folder.mkdir()
+        try:
+            picture = render(kept.ingredients, settings, self.models, folder, again.report)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        with self._lock:
+            self.pictures[picture.id] = picture
+            kept.pictures.append(picture.id)
+            dropped = [self.pictures.pop(key, None) for key in kept.pictures[:-RENDITIONS_KEPT]]
+            del kept.pictures[:-RENDITIONS_KEPT]
+        for old in dropped:
+            if old is not None:
+                shutil.rmtree(old.folder, ignore_errors=True)
+        job.picture, job.summary = picture.id, dict(picture.facts)
+        again.picture, again.summary = job.picture, job.summary
+
+    def _forget_checks(self, keep: int = 5) -> None:
+        with self._lock:
+            checked = [key for key in self.pictures if key.startswith("check-")]
+            gone = [self.pictures.pop(key) for key in checked[:-keep]]
+        for picture in gone:
+            shutil.rmtree(picture.folder, ignore_errors=True)
+
+    def _tidy(self) -> None:
+        """Once in a while, drop what is a day old."""
+        while not self.closing.wait(600):
+            self.workspace.remove_old()
+            for job in self.queue.jobs():
+                if job.ended is not None and time.time() - job.ended > KEPT_S:
+                    self.forget(job.id)
+
+
+def _give_back_memory() -> None:
+    """Hand what a merge freed back to the system, where the C library keeps it for itself (glibc)."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
