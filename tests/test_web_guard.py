@@ -81,7 +81,7 @@ def test_a_bare_address_is_ours_only_where_others_may_connect():
 def test_without_the_token_nothing_is_answered():
     assert ask(OPEN, host="studio:8000")[0] == 401
     assert ask(OPEN, host="studio:8000", path="/")[0] == 401
-    assert ask(OPEN, host="studio:8000", cookie=f"{COOKIE}=wrong")[0] == 401
+    assert ask(OPEN, host="studio:8000", cookie=f"{COOKIE.format(port=8000)}=wrong")[0] == 401
     assert ask(OPEN, host="studio:8000", authorization="Bearer ")[0] == 401
     assert ask(OPEN, host="studio:8000", query="token=secret-token")[0] == 401  # in the page's own address only
 
@@ -92,6 +92,13 @@ def test_the_printed_address_signs_in_and_hides_the_token():
     assert "HttpOnly" in headers["set-cookie"]
     assert "SameSite=Strict" in headers["set-cookie"]
     assert ask(OPEN, host="studio:8000", cookie=headers["set-cookie"].split(";")[0])[0] == 200
+
+
+def test_cookies_of_other_programs_and_ports_do_no_harm():
+    own = f"{COOKIE.format(port=8000)}=secret-token"
+    odd = ['odd[name]={"a": 1}; ' + own, f"=; ;a; {own}; b=,\xe9", f"{COOKIE.format(port=9)}=other; {own}"]
+    assert [ask(OPEN, host="studio:8000", cookie=c)[0] for c in odd] == [200] * 3
+    assert ask(OPEN, host="studio:8000", cookie=f"{COOKIE.format(port=9)}=secret-token")[0] == 401
 
 
 @pytest.mark.parametrize("headers", [{"content_length": "200001"}, {"content_length": "many"}, {"transfer_encoding": "chunked"}])

@@ -1,13 +1,16 @@
 """Tiles, pyramid, histogram, read-out: what the viewer is told is what the picture holds."""
 
 import dataclasses
+import errno
+import os
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from gmodiff.errors import InputError
 from gmodiff.radiometry import DISPLAY_P3, SRGB, srgb_decode
-from gmodiff.web.pictures import TILE_PX, Picture
+from gmodiff.web.pictures import FILES_KEPT, TILE_PX, Picture, in_file
 from hdr_samples import picture
 
 
@@ -133,3 +136,39 @@ def test_files_are_made_once_per_setting(small):
     assert small.written(".jpg") == first
     assert first.stat().st_mtime_ns == made
     assert small.written(".jpg", quality=60).stat().st_size < first.stat().st_size
+
+
+def test_only_the_last_files_of_a_picture_are_kept(small):
+    for quality in range(1, FILES_KEPT + 5):
+        small.written(".jpg", quality=quality)
+    assert len(list(small.folder.glob("out*"))) == FILES_KEPT
+    assert small.written(".png", quality=10) == small.written(".png", quality=90)
+
+
+def test_a_full_disk_says_so_and_anything_else_does_not(tmp_path, monkeypatch):
+    kept = in_file(np.arange(5), tmp_path / "a.npy")
+
+    def refusing(number):
+        def save(file, values):
+            file.write(b"half")
+            raise OSError(number, os.strerror(number))
+
+        return save
+
+    for number, words in ((errno.ENOSPC, "free some space"), (errno.EIO, "cannot be kept in the temporary folder: Input/output error")):
+        monkeypatch.setattr(np, "save", refusing(number))
+        with pytest.raises(InputError, match=words):
+            in_file(np.zeros(5), tmp_path / "a.npy")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.npy"]
+    assert list(kept) == [0, 1, 2, 3, 4]
+
+
+def test_a_file_that_is_looked_at_is_never_written_into(tmp_path):
+    first = in_file(np.zeros(5), tmp_path / "a.npy")
+    second = in_file(np.ones(5), tmp_path / "a.npy")
+    assert (first.sum(), second.sum()) == (0, 5)
+
+
+def test_who_waits_for_one_layer_waits_for_no_other(small):
+    with small._making_of("radiance"), ThreadPoolExecutor(1) as pool:
+        assert pool.submit(small.tile, "base", 0, 0, 0).result(timeout=20)

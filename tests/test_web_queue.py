@@ -119,3 +119,21 @@ def test_what_goes_wrong_is_one_line_and_the_next_job_runs(queue, capsys):
     assert "memory" in lines[2]
     assert "secret detail" in capsys.readouterr().err  # for the terminal
     assert ended(submit(queue, lambda job: None)).state == "done"
+
+
+def test_what_follows_a_job_is_done_once_however_it_ended(queue):
+    told = []
+
+    def wrong(job):
+        raise InputError("no")
+
+    done = queue.submit(Job("merge", "done", {}), lambda job: None, after=lambda: told.append("done"))
+    failed = queue.submit(Job("merge", "failed", {}), wrong, after=lambda: told.append("failed"))
+    go_on = threading.Event()
+    queue.submit(Job("merge", "long", {}), lambda job: go_on.wait(10) and None)
+    waiting = queue.submit(Job("merge", "waiting", {}), lambda job: None, after=lambda: told.append("waiting"))
+    ended(done), ended(failed)
+    queue.cancel(waiting.id)
+    queue.cancel(waiting.id)
+    go_on.set()
+    assert told == ["done", "failed", "waiting"]

@@ -8,7 +8,6 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ from PIL import Image
 
 import gmodiff
 from command_line import run
-from web_page import EXAMPLES, Served
+from web_page import EXAMPLES, Served, smaller
 
 
 @pytest.fixture(scope="module")
@@ -34,14 +33,6 @@ def photos(served):
 @pytest.fixture(scope="module")
 def job(served, photos):
     return served.merged(photos)
-
-
-def smaller(path: Path, place: Path, size: tuple[int, int] = (300, 200)) -> Path:
-    """A copy of a photo with its EXIF, for speed."""
-    image = Image.open(path)
-    out = place / path.name
-    image.resize(size).save(out, exif=image.info["exif"], quality=95)
-    return out
 
 
 def error(answer) -> str:
@@ -330,7 +321,7 @@ def test_it_ends_promptly_with_a_page_open_and_a_job_running_and_leaves_nothing(
     served = Served("--model", "none", place=tmp_path)
     photos = [served.upload(p)["id"] for p in EXAMPLES]
     (folder,) = served.folders
-    assert (folder / "pid").exists()
+    assert (folder / "lock").exists()
     page = socket.create_connection(("127.0.0.1", served.port))
     page.sendall(f"GET /api/events HTTP/1.1\r\nHost: 127.0.0.1:{served.port}\r\n\r\n".encode())
     assert b"200" in page.recv(100)
@@ -371,7 +362,7 @@ def test_beyond_this_machine_a_token_is_needed_and_printed(tmp_path):
         assert served.token is not None
         assert len(served.token) >= 32
         assert served.ask("GET", "/api/jobs")[0] == 401
-        assert served.ask("GET", "/api/jobs", cookie="gmodiff_token=guess")[0] == 401
+        assert served.ask("GET", "/api/jobs", cookie=f"gmodiff_token_{served.port}=guess")[0] == 401
         status, _, headers = served.ask("GET", f"/?token={served.token}")
         assert status == 303
         assert served.ask("GET", "/api/jobs", cookie=headers["set-cookie"].split(";")[0])[:2] == (200, [])

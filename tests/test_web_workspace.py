@@ -13,6 +13,9 @@ import pytest
 from PIL import Image
 
 from gmodiff.errors import FileFormatError, GMODiffError, InputError
+from gmodiff.grouping import Shot
+from gmodiff.photo import Photo
+from gmodiff.web import workspace
 from gmodiff.web.workspace import KEPT_S, PREFIX, Limits, Workspace, shown_name
 from web_page import EXAMPLES
 
@@ -155,17 +158,62 @@ def test_messages_hold_no_path_of_ours(space):
 
 
 def test_folders_of_servers_that_were_killed_are_removed_and_of_others_not(tmp_path):
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    for name, pid in (("dead", gone.pid), ("alive", os.getpid())):
-        (tmp_path / f"{PREFIX}{name}").mkdir()
-        (tmp_path / f"{PREFIX}{name}" / "pid").write_text(str(pid))
-    (tmp_path / "gmodiff-page-file").write_text("not a folder")
+    killed = "import os, signal; from gmodiff.web.workspace import Workspace; from pathlib import Path; import sys; "
+    killed += "Workspace(place=Path(sys.argv[1])); os.kill(os.getpid(), signal.SIGKILL)"
+    subprocess.run([sys.executable, "-c", killed, str(tmp_path)], check=False)
+    (dead,) = tmp_path.glob(f"{PREFIX}*")
+    alive = Workspace(place=tmp_path)
+    assert not dead.exists()
+    week_ago = time.time() - 8 * KEPT_S
+    os.utime(alive.folder, (week_ago, week_ago))  # a quiet week is no reason
+    (tmp_path / f"{PREFIX}young").mkdir()
+    (tmp_path / f"{PREFIX}old").mkdir()
+    os.utime(tmp_path / f"{PREFIX}old", (week_ago, week_ago))
+    (tmp_path / f"{PREFIX}file").write_text("not a folder")
     space = Workspace(place=tmp_path)
-    assert not (tmp_path / f"{PREFIX}dead").exists()
-    assert (tmp_path / f"{PREFIX}alive").exists()
+    assert alive.folder.exists()
+    assert (tmp_path / f"{PREFIX}young").exists()  # its server is about to lock it
+    assert not (tmp_path / f"{PREFIX}old").exists()
+    for made in (space, alive):
+        made.close()
+        assert not made.folder.exists()
+
+
+def test_the_limit_holds_for_uploads_that_do_not_say_how_long_they_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(workspace, "WRITTEN_AT_ONCE", 1000)
+    monkeypatch.setattr(workspace, "CHECKED_EVERY", 10_000)
+    space = Workspace(Limits(total_bytes=100_000), tmp_path)
+    with pytest.raises(InputError, match="--max-total"):
+        receive(space, bytes(200_000), pieces=200)
+    assert not list(space.folder.glob("upload-*"))
+    receive(space, bytes(80_000), pieces=80)
     space.close()
-    assert not space.folder.exists()
+
+
+def test_room_that_is_set_aside_is_not_given_twice(tmp_path):
+    space = Workspace(Limits(total_bytes=1000), tmp_path)
+    with space.room(600):
+        with pytest.raises(InputError, match="--max-total"), space.room(600):
+            pass
+        with space.room(300):
+            pass
+    with space.room(600):
+        pass
+    space.close()
+
+
+def test_whatever_goes_wrong_with_a_photo_its_upload_goes(space, monkeypatch):
+    monkeypatch.setattr(workspace, "_small", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        add(space, EXAMPLES[0])
+    assert not list(space.folder.glob("upload-*"))
+
+
+def test_a_raw_photo_whose_preview_is_damaged_is_developed(monkeypatch):
+    monkeypatch.setattr(workspace, "_raw_preview", lambda path: b"no JPEG")
+    monkeypatch.setattr(workspace, "read_photo", lambda path, max_pixels: Photo(path, np.full((40, 60, 3), 1000, np.uint16)))
+    small = workspace._small(Path("a.dng"), Shot("a.dng", Path("a.dng"), width=60, height=40, raw=True), 10_000)
+    assert small.shape[2] == 3
 
 
 def test_a_damaged_photo_says_so(space, tmp_path):

@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 SOFTWARE_WEBGL = [
     "--no-sandbox",
     "--use-gl=angle",
@@ -23,6 +25,14 @@ SOFTWARE_WEBGL = [
 """Chromium's flags: in a container, without a GPU."""
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.jpg"))
+
+
+def smaller(path: Path, place: Path, size: tuple[int, int] = (300, 200)) -> Path:
+    """A copy of a photo with its EXIF, for speed."""
+    image = Image.open(path)
+    out = place / path.name
+    image.resize(size).save(out, exif=image.info["exif"], quality=95)
+    return out
 
 
 class Served:

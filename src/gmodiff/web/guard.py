@@ -10,7 +10,6 @@ import hmac
 import ipaddress
 import json
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -19,7 +18,8 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-COOKIE = "gmodiff_token"
+COOKIE = "gmodiff_token_{port}"
+"""Of a name for each port: cookies are shared by all servers of a host."""
 LARGE = ("/api/photos", "/api/checks")
 """Addresses that take files; their server counts what comes."""
 SMALL_BYTES = 200_000
@@ -57,7 +57,7 @@ class Guard:
             await _answer(send, *refused)
         elif self.token is not None and given and scope["path"] == "/":
             # The printed address signs in; the token does not stay in the address bar.
-            cookie = f"{COOKIE}={self.token}; HttpOnly; SameSite=Strict; Path=/"
+            cookie = f"{COOKIE.format(port=self.port)}={self.token}; HttpOnly; SameSite=Strict; Path=/"
             await _answer(send, 303, "", {"location": "/", "set-cookie": cookie})
         else:
             await self.app(scope, receive, _with_headers(send))
@@ -99,12 +99,9 @@ class Guard:
 
     def _signed_in(self, headers: dict[str, str], given: str) -> bool:
         assert self.token is not None
-        kept = ""
-        try:
-            cookies: SimpleCookie = SimpleCookie(headers.get("cookie", ""))
-            kept = cookies[COOKIE].value if COOKIE in cookies else ""
-        except CookieError:
-            pass
+        # By hand: the standard library's parser gives up at the first odd cookie, which another program of this host may have set.
+        pairs = (part.strip().partition("=") for part in headers.get("cookie", "").split(";"))
+        kept = next((value for name, _, value in pairs if name == COOKIE.format(port=self.port)), "")
         bearer = headers.get("authorization", "").removeprefix("Bearer ")
         return any(hmac.compare_digest(shown.encode(), self.token.encode()) for shown in (given, kept, bearer) if shown)
 

@@ -6,6 +6,7 @@ than one that shows its first.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import secrets
 import threading
@@ -29,6 +30,12 @@ from gmodiff.summary import summary
 from gmodiff.tonemap import DEFAULT_HEADROOM_STOPS, MAX_HEADROOM_STOPS, MIN_HEADROOM_STOPS
 from gmodiff.web.pictures import Picture, in_file
 from gmodiff.web.workspace import Upload
+
+ESTIMATE, ESTIMATES_KEPT = "estimate", 2
+"""Files of a merge, by the refiner's share; and how many shares are kept."""
+
+MERGE_BYTES_PER_PIXEL, RENDITION_BYTES_PER_PIXEL = 70, 50
+"""On the disk, of one photo's pixels: the merge with its estimates; a rendition with its pyramid and a file."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +74,20 @@ class Wanted:
     rendering: Rendering = Rendering()
     align: bool = True
 
+    def bytes(self) -> int:
+        """About how much of the disk the merge and its first rendition take."""
+        pixels = max(u.shot.width * u.shot.height for u in self.photos)
+        encoded = sum((6 if u.shot.raw else 3) * pixels for u in self.photos)
+        return encoded + pixels * (MERGE_BYTES_PER_PIXEL + RENDITION_BYTES_PER_PIXEL)
+
 
 @dataclass
 class Ingredients:
-    """An aligned and merged bracket, from which renditions are made. made: what was estimated already, by the refiner's share."""
+    """An aligned and merged bracket, from which renditions are made, one at a time.
+
+    made: what was estimated already, by the refiner's share; None: the classical result.   files: how the names of its files begin.
+    count: of estimates ever made.
+    """
 
     bracket: Bracket = field(repr=False)
     alignments: tuple[Alignment, ...] = field(repr=False)
@@ -79,6 +96,8 @@ class Ingredients:
     name: str
     seconds: float
     made: dict[float | None, Reconstruction] = field(default_factory=dict, repr=False)
+    files: dict[float | None, str] = field(default_factory=dict)
+    count: int = 0
 
 
 class Models:
@@ -138,8 +157,9 @@ def render(found: Ingredients, settings: Rendering, models: Models, folder: Path
     codes = in_file(image.gain_map.codes, folder / "codes.npy")
     image = replace(image, radiance=radiance, base=base, gain_map=replace(image.gain_map, codes=codes))
     used = model if settings.network > 0 else None
+    refined = settings.refine if used is not None and refiner is not None else 0.0
     seconds = found.seconds + time.monotonic() - started
-    facts = summary(found.bracket, image, used, outputs=[], seconds=seconds, refine=settings.refine)
+    facts = summary(found.bracket, image, used, outputs=[], seconds=seconds, refine=refined)
     facts["rendering"] = asdict(settings)
     frames = [(f.name, f.encoded) for f in found.bracket.frames]
     progress("write", 1.0)
@@ -153,15 +173,26 @@ def _estimated(found: Ingredients, share: float | None, model: Model | None, ref
         if model is not None and refiner is not None and share:
             estimates = Estimator(model, refinement=Refinement(refiner, share))
         made = estimated(found.bracket, found.alignments, found.merged, estimates, keep=True, progress=progress)
-        name = "classical" if share is None else f"refined-{share:g}"
+        found.count += 1
         radiance, provenance, degradation = (
-            None if values is None else in_file(values, found.folder / f"{name}-{part}.npy")
+            None if values is None else in_file(values, found.folder / f"{ESTIMATE}{found.count}-{part}.npy")
             for part, values in (("radiance", made.radiance), ("provenance", made.provenance), ("degradation", made.degradation))
         )
         assert radiance is not None
         assert provenance is not None
         found.made[share] = replace(made, radiance=radiance, provenance=provenance, degradation=degradation)
+        found.files[share] = f"{ESTIMATE}{found.count}-"
+        _forget_old(found)
     return found.made[share]
+
+
+def _forget_old(found: Ingredients) -> None:
+    """Keep the classical result and the latest estimates: a slider has a hundred places, each as large as the picture."""
+    for share in [s for s in found.made if s is not None][:-ESTIMATES_KEPT]:
+        del found.made[share]
+        for file in found.folder.glob(f"{found.files.pop(share)}*"):
+            with contextlib.suppress(OSError):  # still mapped, where that keeps a file from going
+                file.unlink()
 
 
 def likely_reference(photos: Sequence[Upload]) -> int | None:

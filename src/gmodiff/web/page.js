@@ -336,7 +336,13 @@ async function open(job, key) {
   try { await look(await ask(`api/pictures/${key}`), job); } catch (error) { problem(error.message); }
 }
 
+// A file that was checked is gone when it is no longer looked at; merges stay in the list.
+function leave(next = null) {
+  if (state.open?.startsWith('check-') && state.open !== next) ask(`api/pictures/${state.open}`, { method: 'DELETE' }).catch(() => {});
+}
+
 function close() {
+  leave();
   state.open = state.picture = null;
   kept.set('open', null);
   viewer.show(null);
@@ -345,6 +351,7 @@ function close() {
 
 async function look(picture, job) {
   const first = state.open !== job || !state.picture;
+  leave(job);
   state.open = job;
   kept.set('open', job);
   state.picture = picture;
@@ -596,7 +603,8 @@ try {
   $('network-row').hidden = state.status.model === 'none';
   state.mine = new Set(kept.get('mine') ?? []);
   await restore();
-  const before = (await ask('api/jobs')).find((j) => j.id === kept.get('open') && j.picture);
+  state.jobs = await ask('api/jobs');  // what is over already is no news
+  const before = state.jobs.find((j) => j.id === kept.get('open') && j.picture);
   if (before) await open(before.id, before.picture);
   listen();
 } catch (error) { problem(error.message); }

@@ -9,21 +9,27 @@ import math
 import shutil
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from gmodiff.errors import GMODiffError, InputError
-from gmodiff.image import MAX_FRAMES, MIN_FRAMES
+from gmodiff.image import MAX_FRAMES, MIN_FRAMES, HDRImage
 from gmodiff.inspection import describe
 from gmodiff.reader import read
-from gmodiff.web.merging import Ingredients, Models, Rendering, Wanted, prepare, render
-from gmodiff.web.pictures import Picture
+from gmodiff.web.merging import RENDITION_BYTES_PER_PIXEL, Ingredients, Models, Rendering, Wanted, prepare, render
+from gmodiff.web.pictures import Picture, in_file
 from gmodiff.web.queue import RUNNING, WAITING, Job, Queue
 from gmodiff.web.workspace import KEPT_S, Workspace, told_as
 
 MAX_QUEUE = 200
+GONE = "this merge is not here any more: merge the photos again"
+CHECK = "check-"
+"""How the ids of files that were checked begin."""
+FILE_BYTES_PER_PIXEL = 14
+"""Most that a picture takes as a file: EXR of floats; others take far less."""
 RENDITIONS_KEPT = 3
 """Of one merge; older ones are removed when a setting makes another."""
 
@@ -60,11 +66,12 @@ class MergeWanted(Strict):
 
 @dataclass
 class _Kept:
-    """What one merge left: for renditions to come, and the latest of them."""
+    """What one merge left: for renditions to come, and the latest of them. making: held while one is made."""
 
     ingredients: Ingredients
     folder: Path
     pictures: list[str]
+    making: threading.Lock = field(default_factory=threading.Lock)
 
 
 class Page:
@@ -81,7 +88,7 @@ class Page:
         threading.Thread(target=self._tidy, name="tidy", daemon=True).start()
 
     def close(self) -> None:
-        """End all jobs and remove all files."""
+        """End all jobs and remove all files; a second time there is nothing to do."""
         self.closing.set()
         self.queue.close()
         self.workspace.close()
@@ -99,9 +106,7 @@ class Page:
             raise InputError(f"{len(asked.ev)} exposures for {len(uploads)} photos: fill in all of them, or none")
         if asked.ev is not None and not all(math.isfinite(v) and abs(v) <= 40 for v in asked.ev):
             raise InputError("exposures must be numbers from -40 to 40 stops")
-        if sum(j.state in (WAITING, RUNNING) for j in self.queue.jobs()) >= MAX_QUEUE:
-            raise InputError(f"{MAX_QUEUE} merges are waiting already: wait for some of them, or use gmodiff batch")
-        self.workspace.check_room(sum(100 * u.shot.width * u.shot.height for u in uploads[:1]))
+        self._check_queue()
         wanted = Wanted(
             uploads,
             None if asked.ev is None else tuple(asked.ev),
@@ -109,16 +114,24 @@ class Page:
             asked.settings.rendering(),
             asked.align,
         )
+        self.workspace.check_room(wanted.bytes())
         title = f"{uploads[0].name} and {len(uploads) - 1} more"
         about = {"photos": asked.photos, "names": [u.name for u in uploads], "settings": asked.settings.model_dump()}
-        return self.queue.submit(Job("merge", title, about), lambda job: self._merge(job, wanted))
+        self.workspace.hold(uploads)
+        return self.queue.submit(
+            Job("merge", title, about), lambda job: self._merge(job, wanted), after=lambda: self.workspace.release(uploads)
+        )
 
     def render(self, key: str, settings: Settings) -> Job:
         """Put a new rendition of a finished merge into the queue."""
         rendering = settings.rendering()
         job = self.queue.get(key)
         if job is None or key not in self._kept:
-            raise InputError("this merge is not here any more: merge the photos again")
+            raise InputError(GONE)
+        self._check_queue()
+        for old in self._renders(key):
+            if old.ended is not None:
+                self.queue.forget(old.id)
         about = {"of": key, "settings": settings.model_dump()}
         return self.queue.submit(Job("render", job.title, about), lambda again: self._render(again, job, rendering))
 
@@ -131,6 +144,8 @@ class Page:
             with self._checking:
                 image = read(place, max_pixels=self.workspace.limits.pixels)
                 facts = describe(place, image)
+                with self.workspace.room(RENDITION_BYTES_PER_PIXEL * image.radiance[..., 0].size):
+                    image = _in_files(image, folder)
         except GMODiffError as error:
             shutil.rmtree(folder, ignore_errors=True)
             raise type(error)(told_as(str(error), place, name)) from None
@@ -149,11 +164,21 @@ class Page:
         with self._lock:
             if key not in self.pictures:
                 raise InputError("this picture is not here any more: merge or check it again")
+            self.pictures[key].touched = time.time()
             return self.pictures[key]
 
+    def forget_check(self, key: str) -> None:
+        """Drop a file that was checked; pictures of merges stay, and go with them."""
+        with self._lock:
+            gone = self.pictures.pop(key, None) if key.startswith(CHECK) else None
+        if gone is not None:
+            shutil.rmtree(gone.folder, ignore_errors=True)
+
     def forget(self, key: str) -> None:
-        """Drop a job, its pictures and its files."""
+        """Drop a job, its renditions, its pictures and its files."""
         self.queue.forget(key)
+        for again in self._renders(key):
+            self.queue.forget(again.id)
         with self._lock:
             kept = self._kept.pop(key, None)
             for name in kept.pictures if kept else ():
@@ -163,65 +188,121 @@ class Page:
             _give_back_memory()
 
     def written(self, key: str, suffix: str, *, quality: int, compact: bool, strip: bool) -> Path:
-        """A picture as a file."""
+        """A picture as a file. Raises InputError where it is gone, or there is no room for the file."""
         with self._checking:
-            return self.picture(key).written(suffix, quality=quality, compact=compact, strip=strip)
+            picture = self.picture(key)
+            with self.workspace.room(FILE_BYTES_PER_PIXEL * picture.image.radiance[..., 0].size):
+                return picture.written(suffix, quality=quality, compact=compact, strip=strip)
+
+    def _check_queue(self) -> None:
+        if sum(j.state in (WAITING, RUNNING) for j in self.queue.jobs()) >= MAX_QUEUE:
+            raise InputError(f"{MAX_QUEUE} merges are waiting already: wait for some of them, or use gmodiff batch")
+
+    def _renders(self, key: str) -> list[Job]:
+        return [j for j in self.queue.jobs() if j.kind == "render" and j.about["of"] == key]
 
     def _merge(self, job: Job, wanted: Wanted) -> None:
         folder = self.workspace.new_folder("merge")
         try:
-            found = prepare(wanted, folder, self.workspace.limits.pixels, job.report)
-            first = folder / "rendition-0"
-            first.mkdir()
-            picture = render(found, wanted.rendering, self.models, first, job.report)
+            with self.workspace.room(wanted.bytes()):
+                found = prepare(wanted, folder, self.workspace.limits.pixels, job.report)
+                first = folder / "rendition-0"
+                first.mkdir()
+                picture = render(found, wanted.rendering, self.models, first, job.report)
+            with self._lock:
+                job.check()  # removed or cancelled while it ran: nobody would ever remove what it made
+                self.pictures[picture.id] = picture
+                self._kept[job.id] = _Kept(found, folder, [picture.id])
+        except GMODiffError as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            text = str(error)
+            for upload in wanted.photos:  # here, since they may have been removed from the page meanwhile
+                text = told_as(text, upload.path, upload.name)
+            raise type(error)(text) from error
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
-        with self._lock:
-            if self.queue.get(job.id) is None:  # removed while it ran
-                shutil.rmtree(folder, ignore_errors=True)
-                return
-            self.pictures[picture.id] = picture
-            self._kept[job.id] = _Kept(found, folder, [picture.id])
         job.picture, job.summary = picture.id, dict(picture.facts)
         _give_back_memory()
 
     def _render(self, again: Job, job: Job, settings: Rendering) -> None:
         kept = self._kept.get(job.id)
         if kept is None:
-            raise InputError("this merge is not here any more: merge the photos again")
-        folder = kept.folder / f"rendition-{again.id}"
-        folder.mkdir()
+            raise InputError(GONE)
+        while not kept.making.acquire(timeout=0.2):  # renditions of one merge share files
+            again.check()
         try:
-            picture = render(kept.ingredients, settings, self.models, folder, again.report)
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-        with self._lock:
-            self.pictures[picture.id] = picture
-            kept.pictures.append(picture.id)
-            dropped = [self.pictures.pop(key, None) for key in kept.pictures[:-RENDITIONS_KEPT]]
-            del kept.pictures[:-RENDITIONS_KEPT]
-        for old in dropped:
-            if old is not None:
-                shutil.rmtree(old.folder, ignore_errors=True)
+            picture = self._rendition(again, job, kept, settings)
+        finally:
+            kept.making.release()
         job.picture, job.summary = picture.id, dict(picture.facts)
         again.picture, again.summary = job.picture, job.summary
 
+    def _rendition(self, again: Job, job: Job, kept: _Kept, settings: Rendering) -> Picture:
+        """A further picture of a merge. Raises InputError where the merge is removed meanwhile; then nothing of it stays."""
+        folder = kept.folder / f"rendition-{again.id}"
+        height, width = kept.ingredients.bracket.shape
+        try:
+            with self.workspace.room(RENDITION_BYTES_PER_PIXEL * height * width):
+                again.check()
+                folder.mkdir()
+                picture = render(kept.ingredients, settings, self.models, folder, again.report)
+            with self._lock:
+                if self._kept.get(job.id) is not kept:
+                    raise InputError(GONE)
+                self.pictures[picture.id] = picture
+                kept.pictures.append(picture.id)
+                dropped = [self.pictures.pop(key, None) for key in kept.pictures[:-RENDITIONS_KEPT]]
+                del kept.pictures[:-RENDITIONS_KEPT]
+        except BaseException as error:
+            if self._kept.get(job.id) is not kept:
+                shutil.rmtree(kept.folder, ignore_errors=True)
+                if isinstance(error, (OSError, GMODiffError)):
+                    raise InputError(GONE) from error
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        for old in dropped:
+            if old is not None:
+                shutil.rmtree(old.folder, ignore_errors=True)
+        return picture
+
     def _forget_checks(self, keep: int = 5) -> None:
         with self._lock:
-            checked = [key for key in self.pictures if key.startswith("check-")]
-            gone = [self.pictures.pop(key) for key in checked[:-keep]]
-        for picture in gone:
-            shutil.rmtree(picture.folder, ignore_errors=True)
+            checked = [key for key in self.pictures if key.startswith(CHECK)]
+        for key in checked[:-keep]:
+            self.forget_check(key)
 
     def _tidy(self) -> None:
-        """Once in a while, drop what is a day old."""
+        """Once in a while, drop what is old."""
         while not self.closing.wait(600):
-            self.workspace.remove_old()
-            for job in self.queue.jobs():
-                if job.ended is not None and time.time() - job.ended > KEPT_S:
-                    self.forget(job.id)
+            self.remove_old()
+
+    def remove_old(self, now: float | None = None) -> None:
+        """Drop photos, merges and checked files that nobody has touched for a day. now: seconds since the epoch."""
+        limit = (time.time() if now is None else now) - KEPT_S
+        self.workspace.remove_old(now)
+        for job in self.queue.jobs():
+            with self._lock:
+                kept = self._kept.get(job.id)
+                looked_at = [self.pictures[p].touched for p in kept.pictures] if kept else []
+            if job.ended is not None and max([job.ended, *looked_at]) < limit:
+                self.forget(job.id)
+        with self._lock:
+            checked = [key for key, p in self.pictures.items() if key.startswith(CHECK) and p.touched < limit]
+        for key in checked:
+            self.forget_check(key)
+
+
+def _in_files(image: HDRImage, folder: Path) -> HDRImage:
+    """What is large of a picture, mapped from files."""
+    parts: dict[str, Any] = {
+        part: None if getattr(image, part) is None else in_file(getattr(image, part), folder / f"{part}.npy")
+        for part in ("radiance", "base", "provenance", "degradation")
+    }
+    gain_map = image.gain_map
+    if gain_map is not None:
+        gain_map = replace(gain_map, codes=in_file(gain_map.codes, folder / "codes.npy"))
+    return replace(image, gain_map=gain_map, **parts)
 
 
 def _give_back_memory() -> None:

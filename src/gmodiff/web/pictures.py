@@ -6,8 +6,13 @@ level has half the size, as means over areas (labels: every second one), so that
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import math
+import os
+import secrets
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,8 +31,12 @@ from gmodiff.radiometry import SRGB, luminance_weights
 from gmodiff.writer import write
 
 TILE_PX = 512
+LOSSY = (".jpg", ".avif", ".jxl")
+"""Formats that have a quality."""
 HISTOGRAM_FROM, HISTOGRAM_TO, BINS_PER_STOP = -14, 10, 4
 SAMPLES = 1_000_000
+FILES_KEPT = 10
+"""Of one picture, as it was taken in one format or another; older ones are made again when somebody asks."""
 _HALF_MAX = 65504.0
 
 WORDS = {REFERENCE: "measured in the reference", ALIGNED: "measured in another photo", INFERRED: "inferred"}
@@ -50,8 +59,11 @@ class Picture:
     source: NDArray[np.uint8] | None = field(default=None, repr=False)
     name: str = "picture"
     _levels: dict[tuple[str, int], NDArray[Any]] = field(default_factory=dict, repr=False)
-    _lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
+    touched: float = field(default_factory=time.time)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _making: dict[str, threading.RLock] = field(default_factory=dict, repr=False)  # one a layer: who waits for light waits for no labels
     _writing: threading.Lock = field(default_factory=threading.Lock, repr=False)  # its own: who looks does not wait for an encoder
+    _files: dict[Path, None] = field(default_factory=dict, repr=False)
     _histogram: dict[str, Any] | None = field(default=None, repr=False)
 
     @property
@@ -157,7 +169,7 @@ class Picture:
 
     def histogram(self) -> dict[str, Any]:
         """Pixels per quarter of a stop of luminance, 0 = SDR white, per provenance label; per cent of the picture."""
-        with self._lock:
+        with self._making_of("histogram"):
             if self._histogram is None:
                 step = max(1, math.isqrt(self.image.radiance[..., 0].size // SAMPLES))
                 light = np.asarray(self.image.radiance[::step, ::step], np.float32) @ luminance_weights(self.image.colour)
@@ -175,11 +187,22 @@ class Picture:
 
     def written(self, suffix: str, *, quality: int = 95, compact: bool = False, strip: bool = False) -> Path:
         """The picture as a file, made once. suffix: of `writer.SUFFIXES`. Raises what `write` raises."""
-        place = self.folder / f"out-q{quality}{'-compact' if compact else ''}{'-strip' if strip else ''}{suffix}"
+        mode = f"-q{quality}" if suffix in LOSSY else ""
+        place = self.folder / f"out{mode}{'-compact' if compact else ''}{'-strip' if strip else ''}{suffix}"
         with self._writing:
-            if not place.exists():
-                write(self.image, place, quality=quality, compact=compact, strip=strip)
+            if place not in self._files:
+                write(self.image, place, quality=quality, compact=compact, strip=strip, force=True)
+            self._files.pop(place, None)
+            self._files[place] = None  # the latest comes last
+            for old in list(self._files)[:-FILES_KEPT]:
+                del self._files[old]
+                with contextlib.suppress(OSError):  # being read, where that keeps a file from going
+                    old.unlink()
         return place
+
+    def _making_of(self, what: str) -> threading.RLock:
+        with self._lock:
+            return self._making.setdefault(what, threading.RLock())
 
     def _size(self, level: int) -> tuple[int, int]:
         """(height, width) of a level."""
@@ -188,7 +211,7 @@ class Picture:
 
     def _level(self, layer: str, level: int) -> NDArray[Any]:
         """(h, w, channels) of a layer at a level, made when it is first asked for and kept in a file."""
-        with self._lock:
+        with self._making_of(layer):
             found = self._levels.get((layer, level))
             if found is None:
                 found = self._levels[layer, level] = self._kept(layer, level, self._made(layer, level))
@@ -227,15 +250,21 @@ class Picture:
 
 
 def in_file(values: NDArray[Any], path: Path) -> NDArray[Any]:
-    """An array written to a file, and read from there as it is needed. Raises InputError where the disk is full."""
+    """An array written to a file, and read from there as it is needed.
+
+    Raises InputError where the disk is full, or refuses. A file that is there is replaced, never written into: it may be mapped.
+    """
+    beside = path.with_name(f".{secrets.token_hex(4)}-{path.name}")
     try:
-        np.save(path, values)
+        with beside.open("xb") as file:
+            np.save(file, values)
+        os.replace(beside, path)
         kept: NDArray[Any] = np.load(path, mmap_mode="r")
     except OSError as error:
-        path.unlink(missing_ok=True)
-        raise InputError(
-            f"the result does not fit on the disk of the temporary folder ({error.strerror or error}): free some space"
-        ) from error
+        beside.unlink(missing_ok=True)
+        if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+            raise InputError("the result does not fit on the disk of the temporary folder: free some space") from error
+        raise InputError(f"the result cannot be kept in the temporary folder: {error.strerror or error}") from error
     return kept
 
 

@@ -46,10 +46,14 @@ class Job:
     summary: dict[str, Any] | None = None
     _cancel: threading.Event = field(default_factory=threading.Event, repr=False)
 
-    def report(self, stage: str, fraction: float) -> None:
-        """`image.Progress`: called as the work goes on; raises Cancelled where it shall not."""
+    def check(self) -> None:
+        """Raise Cancelled where somebody no longer waits for this."""
         if self._cancel.is_set():
             raise Cancelled
+
+    def report(self, stage: str, fraction: float) -> None:
+        """`image.Progress`: called as the work goes on; raises Cancelled where it shall not."""
+        self.check()
         before = 0.0
         for name, share in SHARES.items():
             if name == stage:
@@ -86,6 +90,9 @@ class Job:
 
 Work = Callable[[Job], None]
 
+CLOSING_S = 10.0
+"""How long jobs that run may take to hear that they are cancelled, all together, when a queue is closed."""
+
 
 class Queue:
     """Jobs in the order they came, so many at a time.
@@ -96,6 +103,7 @@ class Queue:
     def __init__(self, *, at_once: int = 1, explain: Callable[[str], str] = str) -> None:
         self._jobs: dict[str, Job] = {}
         self._work: dict[str, Work] = {}
+        self._after: dict[str, Callable[[], None]] = {}
         self._explain = explain
         self._ready = threading.Condition()
         self._closed = False
@@ -103,10 +111,10 @@ class Queue:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, job: Job, work: Work) -> Job:
-        """Put a job at the end of the queue."""
+    def submit(self, job: Job, work: Work, after: Callable[[], None] = lambda: None) -> Job:
+        """Put a job at the end of the queue. after: called once when it is over, however that came, and even if it never began."""
         with self._ready:
-            self._jobs[job.id], self._work[job.id] = job, work
+            self._jobs[job.id], self._work[job.id], self._after[job.id] = job, work, after
             self._ready.notify()
         return job
 
@@ -132,9 +140,11 @@ class Queue:
             if job is None:
                 return
             job._cancel.set()
-            if job.state == WAITING:
-                job.state, job.ended = CANCELLED, time.time()
-                self._work.pop(key, None)
+            if job.state != WAITING:
+                return
+            job.state, job.ended = CANCELLED, time.time()
+            self._work.pop(key, None)
+        self._over(key)
 
     def forget(self, key: str) -> Job | None:
         """Cancel a job and drop it from the list."""
@@ -143,14 +153,23 @@ class Queue:
             return self._jobs.pop(key, None)
 
     def close(self) -> None:
-        """Cancel everything and wait a little for what runs."""
+        """Cancel everything and wait a little for what runs; a second time there is nothing to do."""
+        deadline = time.monotonic() + CLOSING_S
         with self._ready:
+            if self._closed:
+                return
             self._closed = True
             for job in self._jobs.values():
                 job._cancel.set()
             self._ready.notify_all()
         for thread in self._threads:
-            thread.join(timeout=10)
+            thread.join(timeout=max(deadline - time.monotonic(), 0.0))
+
+    def _over(self, key: str) -> None:
+        with self._ready:
+            after = self._after.pop(key, None)
+        if after is not None:
+            after()
 
     def _next(self) -> tuple[Job, Work] | None:
         with self._ready:
@@ -166,16 +185,18 @@ class Queue:
     def _run(self) -> None:
         while (found := self._next()) is not None:
             job, work = found
+            state, error = DONE, None
             try:
                 work(job)
-                job.state = DONE
             except Cancelled:
-                job.state = CANCELLED
-            except GMODiffError as error:
-                job.state, job.error = FAILED, self._explain(str(error))
+                state = CANCELLED
+            except GMODiffError as refused:
+                state, error = FAILED, self._explain(str(refused))
             except MemoryError:
-                job.state, job.error = FAILED, "there is not enough memory for these photos: merge smaller copies, or fewer of them"
+                state, error = FAILED, "there is not enough memory for these photos: merge smaller copies, or fewer of them"
             except Exception:
                 traceback.print_exc(file=sys.stderr)
-                job.state, job.error = FAILED, "something went wrong that should not; the terminal of gmodiff serve says what"
-            job.ended = time.time()
+                state, error = FAILED, "something went wrong that should not; the terminal of gmodiff serve says what"
+            self._over(job.id)
+            job.error, job.ended = error, time.time()
+            job.state = state  # last: who sees a job that is over sees all of it

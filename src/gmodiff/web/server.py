@@ -186,6 +186,12 @@ def create_app(page: Page) -> FastAPI:
     def picture(key: str) -> dict[str, Any]:
         return page.picture(key).describe()
 
+    @app.delete("/api/pictures/{key}")
+    def remove_check(key: str) -> dict[str, Any]:
+        """Of a checked file; what a merge made goes with the merge."""
+        page.forget_check(key)
+        return {}
+
     @app.get("/api/pictures/{key}/tiles/{layer}/{level}/{column}/{row}")
     def tile(key: str, layer: str, level: int, column: int, row: int) -> Response:
         data = page.picture(key).tile(layer, level, column, row)

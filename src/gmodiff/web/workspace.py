@@ -5,6 +5,7 @@ Files here are named by us. What a photo was called is kept beside it, for peopl
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import io
 import os
@@ -14,9 +15,12 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import IO
 
 import cv2
 import numpy as np
@@ -34,6 +38,11 @@ KEPT_S = 24 * 3600.0
 """What nobody has touched for so long is removed."""
 THUMBNAIL_PX = 320
 MAX_NAME = 120
+LOCK = "lock"
+"""A file of the folder that its server holds locked: the system lets go of it whatever ends the server."""
+WRITTEN_AT_ONCE = 1 << 20
+CHECKED_EVERY = 32 << 20
+"""Bytes of an upload after which the room is looked at again: nobody has to say beforehand how long it is."""
 
 
 @dataclass(frozen=True)
@@ -69,14 +78,19 @@ class Workspace:
         self.limits = limits or Limits()
         remove_left_behind(place)
         self.folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=place))  # mode 0700
-        (self.folder / "pid").write_text(str(os.getpid()))
+        self._held = _locked(self.folder)
         self._uploads: dict[str, Upload] = {}
         self._touched: dict[str, float] = {}
+        self._users: Counter[Path] = Counter()
+        self._reserved = 0
         self._lock = threading.Lock()
 
     def close(self) -> None:
         """Remove everything."""
+        if os.name == "nt":
+            self._held.close()  # an open file cannot be removed there
         shutil.rmtree(self.folder, ignore_errors=True)
+        self._held.close()
 
     def new_folder(self, kind: str) -> Path:
         """An empty folder for one picture or bracket."""
@@ -95,26 +109,46 @@ class Workspace:
 
     def check_room(self, wanted: int) -> None:
         """Raises InputError where so many bytes more would pass the limit, or the disk has no room for them."""
-        if self.used_bytes() + wanted > self.limits.total_bytes:
+        used = self.used_bytes() + self._reserved
+        if used + wanted > self.limits.total_bytes:
             raise InputError(
-                f"the page holds {self.used_bytes() / 1e9:.1f} GB and at most {self.limits.total_bytes / 1e9:g} GB (--max-total): "
-                "remove results or photos you are done with"
+                f"the page holds {used / 1e9:.1f} GB and at most {self.limits.total_bytes / 1e9:g} GB (--max-total), and this needs about "
+                f"{wanted / 1e9:.1f} GB: remove results or photos you are done with"
             )
-        if shutil.disk_usage(self.folder).free < wanted + 100_000_000:
+        if shutil.disk_usage(self.folder).free < self._reserved + wanted + 100_000_000:
             raise InputError("the disk of the temporary folder is full: free some space, or set TMPDIR to a larger one")
+
+    @contextmanager
+    def room(self, wanted: int) -> Iterator[None]:
+        """So many bytes set aside while something is made that needs them. Raises what `check_room` raises."""
+        with self._lock:
+            self.check_room(wanted)
+            self._reserved += wanted
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._reserved -= wanted
 
     async def receive(self, chunks: AsyncIterator[bytes], name: str) -> tuple[Path, str]:
         """Store an upload; returns its file and the name to show. Raises InputError where it is too large or empty."""
         shown = shown_name(name)
         path = self.folder / f"upload-{secrets.token_hex(8)}{_suffix(shown)}"
-        size = 0
+        size, looked_at, gathered = 0, 0, bytearray()
         try:
             with path.open("xb") as file:
                 async for chunk in chunks:
                     size += len(chunk)
                     if size > self.limits.file_bytes:
                         raise InputError(f"{shown} is larger than {self.limits.file_bytes / 1e6:g} MB (--max-upload)")
-                    file.write(chunk)
+                    gathered += chunk
+                    if len(gathered) >= WRITTEN_AT_ONCE:  # in a thread: a slow disk must not hold up everybody's answers
+                        if size - looked_at >= CHECKED_EVERY:
+                            await asyncio.to_thread(self.check_room, CHECKED_EVERY)
+                            looked_at = size
+                        await asyncio.to_thread(file.write, bytes(gathered))
+                        gathered.clear()
+                file.write(gathered)
             if size == 0:
                 raise InputError(f"{shown} is empty (0 bytes)")
             return path, shown
@@ -145,6 +179,9 @@ class Workspace:
         except GMODiffError as error:
             path.unlink(missing_ok=True)
             raise type(error)(told_as(str(error), path, name)) from None
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
         upload = Upload(secrets.token_hex(8), name, path, shot, jpeg.tobytes(), exposed, shot.notes)
         with self._lock:
             self._uploads[upload.id] = upload
@@ -165,12 +202,28 @@ class Workspace:
             return list(self._uploads.values())
 
     def remove(self, key: str) -> None:
-        """Forget an upload and its file; nothing happens where it is gone already."""
+        """Forget an upload, and its file unless somebody still holds it; nothing happens where it is gone already."""
         with self._lock:
             upload = self._uploads.pop(key, None)
             self._touched.pop(key, None)
-        if upload is not None:
+            held = upload is not None and self._users[upload.path] > 0
+        if upload is not None and not held:
             upload.path.unlink(missing_ok=True)
+
+    def hold(self, uploads: Iterable[Upload]) -> None:
+        """Keep these files until `release`, whoever removes the photos meanwhile: a merge that waits will read them."""
+        with self._lock:
+            self._users.update(u.path for u in uploads)
+
+    def release(self, uploads: Iterable[Upload]) -> None:
+        """The end of a `hold`: what was removed meanwhile goes now."""
+        uploads = list(uploads)
+        with self._lock:
+            self._users.subtract(u.path for u in uploads)
+            gone = [u.path for u in uploads if u.id not in self._uploads and self._users[u.path] <= 0]
+            self._users = +self._users
+        for path in gone:
+            path.unlink(missing_ok=True)
 
     def remove_old(self, now: float | None = None) -> None:
         """Forget uploads that nobody has touched for a day."""
@@ -210,7 +263,8 @@ def _small(path: Path, shot: Shot, max_pixels: int) -> NDArray[np.uint8]:
     if shot.raw:
         embedded = _raw_preview(path)
         if embedded is not None:
-            return _by_pillow(io.BytesIO(embedded))
+            with contextlib.suppress(Exception):  # developing the photo says what is wrong, if anything is
+                return _by_pillow(io.BytesIO(embedded))
     else:
         with contextlib.suppress(Exception):  # sixteen bits, unusual colours: the careful reader knows them, or says what is wrong
             return _by_pillow(path)
@@ -244,23 +298,40 @@ def _raw_preview(path: Path) -> bytes | None:
 
 
 def remove_left_behind(place: Path | None = None) -> None:
-    """Remove folders whose server has ended, as far as its process number tells, and those that nothing was put into for a week."""
+    """Remove folders of this user whose server has ended, however it did: nobody holds their lock any more."""
     for folder in Path(place or tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        try:
-            if folder.is_symlink() or (hasattr(os, "getuid") and folder.stat().st_uid != os.getuid()):
-                continue
-            pid = int((folder / "pid").read_text() or 0)
-            if time.time() - folder.stat().st_mtime > 7 * KEPT_S or not _is_running(pid):
+        with contextlib.suppress(OSError):
+            ours = not folder.is_symlink() and (not hasattr(os, "getuid") or folder.stat().st_uid == os.getuid())
+            if ours and _is_left_behind(folder):
                 shutil.rmtree(folder, ignore_errors=True)
-        except (OSError, ValueError):
-            continue
 
 
-def _is_running(pid: int) -> bool:
+def _locked(folder: Path) -> IO[bytes]:
+    """A file of the folder, held by this process."""
+    new = folder / f"{LOCK}.new"
+    held = new.open("xb")
+    with contextlib.suppress(ImportError, OSError):  # Windows, where an open file is lock enough; a network disk without locks
+        import fcntl
+
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    if os.name == "nt":
+        held.close()
+        os.rename(new, folder / LOCK)
+        return (folder / LOCK).open("ab")
+    os.rename(new, folder / LOCK)  # it has its name when it is locked: nobody sees it unlocked while we live
+    return held
+
+
+def _is_left_behind(folder: Path) -> bool:
+    """Whether no process holds a folder. Raises OSError where that cannot be told."""
+    lock = folder / LOCK
+    if not lock.exists():
+        return time.time() - folder.stat().st_mtime > 3600  # killed before it was locked; or about to be
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
+        import fcntl
+    except ImportError:
+        lock.unlink()  # refused while it is open
         return True
+    with lock.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     return True
