@@ -312,6 +312,77 @@ def test_a_file_that_is_not_of_this_batch_is_not_replaced(card, tmp_path, inline
     assert made(card, tmp_path, force=True)[0] == ["0.jpg", "1.jpg", "2.jpg"]
 
 
+def test_a_file_that_came_after_a_failed_set_is_not_replaced(card, tmp_path, inline):
+    """A person made the picture by hand, where the batch could not."""
+    shutil.copytree(card, tmp_path / "card")
+    good = (tmp_path / "card" / "IMG_0004.jpg").read_bytes()
+    (tmp_path / "card" / "IMG_0004.jpg").write_bytes(good[: len(good) // 2])
+    plan, out = plan_of(tmp_path / "card"), tmp_path / "out"
+    assert run_batch(plan, str(out), Settings(model="none")).failed == ["1.jpg"]
+    (out / "1.jpg").write_bytes((out / "0.jpg").read_bytes())
+    (tmp_path / "card" / "IMG_0004.jpg").write_bytes(good)
+    with pytest.raises(InputError, match=r"1\.jpg exists and batch\.jsonl does not tell of it"):
+        run_batch(plan, str(out), Settings(model="none"))
+    (out / "1.jpg").write_bytes(b"somebody's")
+    with pytest.raises(InputError, match=r"1\.jpg exists and is not of this batch"):
+        run_batch(plan, str(out), Settings(model="none"))
+    assert (out / "1.jpg").read_bytes() == b"somebody's"
+
+
+def test_a_picture_that_stayed_when_its_set_failed_later_is_made_anew(mine):
+    card, out = mine
+    good = (card / "IMG_0004.jpg").read_bytes()
+    (card / "IMG_0004.jpg").write_bytes(good[: len(good) // 2])
+    assert run_batch(plan_of(card), str(out), Settings(model="none")).failed == ["1.jpg"]
+    (card / "IMG_0004.jpg").write_bytes(good)
+    assert made(card, out)[0] == ["1.jpg"]
+
+
+def cut_after_the_start(manifest: Path, output: str) -> None:
+    """As if a kill had come before the set's second line."""
+    lines = manifest.read_text().splitlines(keepends=True)
+    manifest.write_text("".join(line for line in lines if json.loads(line).get("output") != output or '"started"' in line))
+
+
+def test_after_a_kill_between_a_picture_and_its_line_the_batch_goes_on(mine):
+    card, out = mine
+    cut_after_the_start(out / MANIFEST, "1.jpg")
+    assert made(card, out) == (["1.jpg"], ["0.jpg", "2.jpg"])
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_after_a_kill_a_file_that_cannot_be_the_batch_s_is_not_replaced(mine, own):
+    """It does not say that this program made it, or is older than the start."""
+    card, out = mine
+    cut_after_the_start(out / MANIFEST, "1.jpg")
+    if not own:
+        (out / "1.jpg").write_bytes(b"somebody's")
+    os.utime(out / "1.jpg", None if not own else (1e9, 1e9))
+    with pytest.raises(InputError, match=r"1\.jpg exists"):
+        made(card, out)
+
+
+@pytest.mark.parametrize("lost", ["gone", "empty"])
+def test_pictures_whose_manifest_was_lost_are_called_what_they_may_be(mine, lost):
+    card, out = mine
+    (out / MANIFEST).unlink()
+    if lost == "empty":
+        (out / MANIFEST).touch()
+    with pytest.raises(
+        InputError, match=r"0\.jpg exists and batch\.jsonl does not tell of it \(and 2 more\); .* put the manifest back, or --force"
+    ):
+        made(card, out)
+    assert made(card, out, force=True)[0] == ["0.jpg", "1.jpg", "2.jpg"]
+
+
+def test_two_manifests_in_one_folder_keep_their_previews_apart(card, tmp_path, inline):
+    for name in ("a.jsonl", "b.jsonl"):
+        run_batch(plan_of(card, 1), str(tmp_path / name[0]), Settings(model="none"), manifest=tmp_path / name)
+        batch_module.preview_of(tmp_path / name, "0.jpg").write_bytes(name.encode())
+    assert batch_module.preview_of(tmp_path / "a.jsonl", "0.jpg").read_bytes() == b"a.jsonl"
+    assert batch_module.preview_of(tmp_path / MANIFEST, "0.jpg") == tmp_path / ".gmodiff-batch" / "previews" / "0.jpg.jpg"
+
+
 def test_a_photo_is_never_replaced_not_even_by_force(card, tmp_path, inline):
     shutil.copytree(card, tmp_path / "card")
     before = content(tmp_path / "card")
@@ -319,6 +390,7 @@ def test_a_photo_is_never_replaced_not_even_by_force(card, tmp_path, inline):
     with pytest.raises(InputError, match="is one of the photos"):
         run_batch(plan, str(tmp_path / "card"), Settings(model="none"), force=True)
     assert content(tmp_path / "card") == before
+    assert not (tmp_path / "card" / ".gmodiff-batch").exists()
 
 
 def test_results_in_the_card_s_own_folder_are_no_photos_the_second_time(card, tmp_path, capsys, inline):

@@ -153,7 +153,7 @@ def test_no_scheduler_is_one_line(tmp_path, capsys, monkeypatch, address, expect
     assert code == 2
     assert expected in err
     assert err.count("\n") == 1
-    assert not pictures(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_no_workers_is_one_line(tmp_path, capsys, monkeypatch):

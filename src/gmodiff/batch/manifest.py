@@ -32,7 +32,8 @@ Row = Mapping[str, Any]
 class Manifest:
     """A manifest file, there or still to be made.
 
-    last: the last line of each output; finished: the last that is done or failed.   notes: lines that are no events, left out.
+    last: the last line of each output; finished: the last that is done or failed; done: the last that is done.
+    notes: lines that are no events, left out.
     Raises InputError where the file cannot be read, FileFormatError where it is of another version or no manifest at all.
     """
 
@@ -40,6 +41,7 @@ class Manifest:
         self.path = path
         self.last: dict[str, Row] = {}
         self.finished: dict[str, Row] = {}
+        self.done: dict[str, Row] = {}
         self.notes: list[str] = []
         self._begin_again = False
         self._read()
@@ -73,6 +75,8 @@ class Manifest:
         self.last[row["output"]] = row
         if row["status"] != STARTED:
             self.finished[row["output"]] = row
+        if row["status"] == DONE:
+            self.done[row["output"]] = row
 
     def _check_head(self, line: str) -> None:
         try:

@@ -32,6 +32,12 @@ MANIFEST, REPORT, HIDDEN = "batch.jsonl", "batch.html", ".gmodiff-batch"
 UNKNOWN_PIXELS = 24_000_000
 """Assumed of photos whose size a plan does not tell, when memory is reckoned."""
 
+MARKED = (".jpg", ".jpeg", ".avif", ".png", ".jxl")
+"""Results that name this program inside."""
+
+CLOCKS_APART_S = 60.0
+"""The clock of a network disk may be so much behind this machine's."""
+
 
 @dataclass
 class Outcomes:
@@ -80,7 +86,8 @@ def run_batch(
         outcomes = Outcomes()
         try:
             jobs = _jobs(plan.sets, output, settings, record, outcomes, scratch=scratch, again=again)
-            _check_free(jobs, record, force)
+            if not force:
+                _check_free(jobs, record)
             budget = memory if memory is not None else int(free_bytes() * (1 - KEPT_FREE))
             count = worker_count([j.bytes for j in jobs], budget, workers)
             outcomes.workers = 0 if cluster else min(count, max(len(jobs), 1))
@@ -122,7 +129,8 @@ def report_of(output: str, manifest: Path | None = None) -> Path:
 
 def preview_of(manifest: Path, output: str) -> Path:
     """Where the small picture of a result is kept for the report."""
-    return manifest.parent / HIDDEN / "previews" / f"{output}.jpg"
+    previews = "previews" if manifest.name == MANIFEST else f"previews of {manifest.name}"  # several manifests may lie in one folder
+    return manifest.parent / HIDDEN / previews / f"{output}.jpg"
 
 
 # ---- before ---------------------------------------------------------------------------------------------------------------
@@ -140,6 +148,7 @@ def _places(output: str, manifest: Path | None) -> tuple[Path, Path]:
 @contextmanager
 def _alone(state: Path) -> Iterator[None]:
     """The hidden folder, held by this process alone; the system lets go of it whatever ends the process."""
+    made = [folder for folder in (state, *state.parents) if not folder.exists()]
     try:
         state.mkdir(parents=True, exist_ok=True)
         lock: IO[bytes] = (state / "lock").open("ab")
@@ -161,7 +170,20 @@ def _alone(state: Path) -> Iterator[None]:
             ) from None
         except OSError:
             pass  # a network disk without locks
-        yield
+        try:
+            yield
+        except BaseException:
+            _unmake(made, state)
+            raise
+
+
+def _unmake(made: Sequence[Path], state: Path) -> None:
+    """Remove folders that were made for a batch that could not begin; one with anything in it stays."""
+    with contextlib.suppress(OSError):
+        if made and [p.name for p in state.iterdir()] == ["lock"]:
+            (state / "lock").unlink()
+        for folder in made:
+            folder.rmdir()
 
 
 def _fresh_scratch(state: Path) -> str:
@@ -211,14 +233,48 @@ def _is_whole(row: Row, one: PlannedSet, settings: Settings, target: str) -> boo
     return same and row["settings"] == settings.as_dict() and row.get("asked") == asked and size(target) == row.get("bytes")
 
 
-def _check_free(jobs: Sequence[Job], record: Manifest, force: bool) -> None:
-    """Refuse to replace a file that this batch did not make."""
-    strangers = [j for j in jobs if j.output not in record.last and size(j.target) is not None]
-    if strangers and not force:
-        more = f" (and {len(strangers) - 1} more)" if len(strangers) > 1 else ""
+def _check_free(jobs: Sequence[Job], record: Manifest) -> None:
+    """Raise InputError where a file would be replaced that this batch did not make."""
+    strangers = [j for j in jobs if j.output not in record.done and size(j.target) is not None and not _left_by_a_kill(j, record)]
+    if not strangers:
+        return
+    first = strangers[0].target
+    more = f" (and {len(strangers) - 1} more)" if len(strangers) > 1 else ""
+    # Without a manifest, previews tell too: some formats have no place for this program's mark.
+    if _is_own(first) or (not record.last and preview_of(record.path, strangers[0].output).exists()):
         raise InputError(
-            f"{strangers[0].target} exists and is not of this batch{more}: give another output folder or --name, or --force to replace it"
+            f"{first} exists and {record.path.name} does not tell of it{more}; gmodiff made it, perhaps this batch before its manifest was "
+            "lost or cut: put the manifest back, or --force to make it anew, or give another output folder or --name"
         )
+    raise InputError(f"{first} exists and is not of this batch{more}: give another output folder or --name, or --force to replace it")
+
+
+def _left_by_a_kill(job: Job, record: Manifest) -> bool:
+    """A picture that was begun and has no further line may be there already: a kill came between the picture and its line."""
+    row = record.last.get(job.output)
+    if row is None or row["status"] != STARTED:
+        return False
+    if is_url(job.target):
+        return True
+    try:
+        begun = datetime.fromisoformat(str(row["finished"])).timestamp()
+        if os.stat(job.target).st_mtime < begun - CLOCKS_APART_S:
+            return False
+    except (KeyError, ValueError, OSError):
+        return False
+    return Path(job.target).suffix.lower() not in MARKED or _is_own(job.target)
+
+
+def _is_own(target: str) -> bool:
+    """Whether a file says that this program made it; False for formats that do not say."""
+    from gmodiff.bracket import refuse_own_result
+
+    try:
+        if not is_url(target):
+            refuse_own_result(Path(target))
+    except InputError:
+        return True
+    return False
 
 
 # ---- after each set -------------------------------------------------------------------------------------------------------
