@@ -118,6 +118,22 @@ def test_warnings(tmp_path):
     assert "spans 4.5 stops" in warnings_of(tmp_path, join(jpeg(PICTURE.base), jpeg(PICTURE.gain_map.codes), wide))
 
 
+def test_a_map_that_was_cut_off_is_a_warning(tmp_path):
+    whole = tmp_path / "whole.jpg"
+    write(picture(96, 128), whole)
+    data = whole.read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(data[: data.index(b"\xff\xd8", 100)])  # as a program leaves it that knows one picture a file
+    facts = describe(tmp_path / "cut.jpg")
+    assert facts["gain_map"] is None
+    assert any("gain map" in w for w in facts["warnings"])
+    assert not any("gain map" in n for n in facts["notes"])
+
+
+def test_black_has_no_peak_in_words(tmp_path):
+    write(replace(picture(32, 32), radiance=np.zeros((32, 32, 3), np.float32)), tmp_path / "black.exr")
+    assert "no light at all" in as_text(describe(tmp_path / "black.exr"))
+
+
 def test_text_names_what_matters(tmp_path):
     write(PICTURE, tmp_path / "a.jpg")
     text = as_text(describe(tmp_path / "a.jpg"))

@@ -347,9 +347,34 @@ def test_a_slow_press_on_cancel_counts(page):
 
 def test_a_reload_comes_back_to_the_picture(page):
     merged(page)
+    for stops in (1.0, 2.0):
+        shown = page.evaluate("gmodiff.state.picture.id")
+        slide(page, "#most", stops)
+        page.evaluate("document.querySelector('#most').dispatchEvent(new Event('change', { bubbles: true }))")
+        until(page, f"gmodiff.state.picture.id !== '{shown}'")
+    last = page.evaluate("gmodiff.state.picture.id")
+    asked = []
+    page.on("request", lambda request: asked.append(request.url.split("/api/")[-1]))
     page.reload()
     page.wait_for_selector("#viewer:not([hidden])")
+    settled(page)
+    page.wait_for_timeout(1000)
     assert page.inner_text("#picture-title") == "sunset_1_hdr"
+    assert [a for a in asked if a.startswith("pictures/") and a.count("/") == 1] == [f"pictures/{last}"]  # and no other was opened
+
+
+def test_a_checked_file_is_dropped_by_the_server_when_it_is_left(page, served):
+    before = set(served.folders[0].glob("check-*"))
+    merged(page)
+    with page.expect_download(timeout=60_000) as waiting:
+        page.click("#files-out a:has-text('Ultra HDR')")
+    page.set_input_files("#check", {"name": "mine.jpg", "mimeType": "image/jpeg", "buffer": waiting.value.path().read_bytes()})
+    until(page, "document.querySelector('#picture-title').textContent === 'mine'")
+    assert set(served.folders[0].glob("check-*")) > before
+    page.click("button:has-text('Look')")
+    until(page, "document.querySelector('#picture-title').textContent === 'sunset_1_hdr'")
+    page.wait_for_timeout(500)
+    assert set(served.folders[0].glob("check-*")) <= before
 
 
 def test_sidecars_are_passed_over_quietly_and_impossible_exposures_told(page):

@@ -311,6 +311,24 @@ def test_twenty_clients_lose_nothing(served, job, tmp_path):
     assert served.job(jobs[7])["about"]["names"] == [f"7-{p.name}" for p in small]
 
 
+def test_a_client_that_goes_away_in_the_middle_of_an_upload_leaves_nothing(served):
+    before = sorted(p.name for p in served.folders[0].glob("upload-*"))
+    with socket.create_connection(("127.0.0.1", served.port)) as line:
+        line.sendall(f"POST /api/photos?name=a.jpg HTTP/1.1\r\nHost: 127.0.0.1:{served.port}\r\nContent-Length: 5000000\r\n\r\n".encode())
+        line.sendall(bytes(1_500_000))
+        for _ in range(200):
+            if len(list(served.folders[0].glob("upload-*"))) > len(before):
+                break
+            time.sleep(0.02)
+        else:
+            raise AssertionError("the upload never began")
+    for _ in range(200):
+        if sorted(p.name for p in served.folders[0].glob("upload-*")) == before:
+            return
+        time.sleep(0.02)
+    raise AssertionError("the upload is still there")
+
+
 def test_other_hosts_and_pages_are_refused(served):
     assert served.ask("GET", "/api/jobs", host="evil.example")[0] == 403
     assert served.ask("POST", "/api/jobs", {"photos": []}, origin="http://evil.example")[0] == 403

@@ -67,6 +67,9 @@ def describe(path: str | os.PathLike[str], image: HDRImage | None = None) -> dic
         facts["headroom_stops"] = round(m.alternate_headroom, 6)
         facts["gain_map"] = _gain_map(image)
         facts["warnings"] = _warnings(facts)
+    else:  # what readers tell of a map that is not there, cut off or ignored: the file shows as an SDR photo
+        facts["warnings"] = [n for n in facts["notes"] if "gain map" in n]
+        facts["notes"] = [n for n in facts["notes"] if "gain map" not in n]
     return facts
 
 
@@ -166,7 +169,7 @@ def as_text(facts: Mapping[str, Any]) -> str:
     if gain is not None:
         rows.append(("headroom", f"{facts['base_headroom_stops']:g} to {facts['headroom_stops']:.3f} stops above SDR white"))
     rows += [
-        ("peak", f"{light['peak_stops']:+.2f} stops ({light['peak_nits']:.0f} cd/m2)"),
+        ("peak", f"{light['peak_stops']:+.2f} stops ({light['peak_nits']:.0f} cd/m2)" if light["peak_nits"] > 0 else "no light at all"),
         ("above white", f"{light['above_white_percent']:.2f} % of pixels"),
         ("luminance", ", ".join(f"{q:g} % below {light[f'{name}_stops']:+.2f}" for name, q in _PERCENTILES.items()) + " stops"),
     ]

@@ -402,13 +402,13 @@ const values = (list) => list === null || list === undefined ? '–' : new Set(l
 function mergedFacts(f) {
   return [['size', `${f.width}×${f.height}`], ['exposures', `${f.frames.map((x) => `${x.name} ${x.stops >= 0 ? '+' : ''}${x.stops}`).join(', ')} (${f.exposure_source})`],
     ['camera response', f.response], ['photos disagree by', f.disagreement_stops.map((v) => v === null ? '?' : `${v.toFixed(2)}`).join(', ') + ' stops'],
-    ['brightest light', `${f.brightest_stops.toFixed(1)} stops above the reference's white`], ['shown up to', `${f.headroom_stops.toFixed(2)} stops above SDR white`],
+    ['brightest light', `${f.brightest_stops.toFixed(1)} stops above the reference's white, measured or inferred`], ['the HDR picture shows up to', `${f.headroom_stops.toFixed(2)} stops above SDR white`],
     ['network', f.model ? f.model.name : 'none: measured samples only'], ['alignment', f.alignment.map((a) => `${a.name}: ${a.motion}`).join('; ')]];
 }
 
 function checkedFacts(c) {
   const g = c.gain_map, l = c.light, rows = [['file', `${c.file}, ${(c.bytes / 1e6).toFixed(2)} MB`], ['content', c.content + (c.look ? `, look ${c.look}` : '')], ['colour', c.colour],
-    ['peak', `${l.peak_stops >= 0 ? '+' : ''}${l.peak_stops} stops (${Math.round(l.peak_nits)} cd/m²)`], ['above white', `${l.above_white_percent} % of the pixels`]];
+    ['peak', l.peak_nits > 0 ? `${l.peak_stops >= 0 ? '+' : ''}${l.peak_stops} stops (${Math.round(l.peak_nits)} cd/m²)` : 'no light at all'], ['above white', `${l.above_white_percent} % of the pixels`]];
   if (g) rows.push(['headroom', `${c.base_headroom_stops} to ${c.headroom_stops} stops above SDR white`], ['gain map', `${g.width}×${g.height}, ${g.channels} channel${g.channels > 1 ? 's' : ''}`],
     ['range', `${values(g.minimum_stops)} to ${values(g.maximum_stops)} stops`], ['gamma', values(g.gamma)], ['offsets', `base ${values(g.base_offset)}, alternate ${values(g.alternate_offset)}`],
     ['described by', g.forms.join(', ') || '–'], ['XMP and ISO agree', g.agree === null ? 'only one of them is there' : g.agree ? 'yes' : `no, by up to ${g.largest_difference}`]);

@@ -44,7 +44,7 @@ void main() {
 }`;
 
 const IDENTITY = [1, 0, 0, 0, 1, 0, 0, 0, 1];
-const MOST_TILES = 500, FETCHED_AT_ONCE = 6;
+const MOST_BYTES = 800e6, FETCHED_AT_ONCE = 6;
 const SLOW_MS = 40, COARSEST = 4, REST_MS = 250;  // frames slower than this are drawn coarser while something moves, and whole again at rest
 
 export class Viewer {
@@ -262,13 +262,21 @@ export class Viewer {
     const bytes = await answer.arrayBuffer();
     if (this.tiles.get(key) !== tile) return;
     const w = Math.min(picture.tile, width - column * picture.tile), h = Math.min(picture.tile, height - row * picture.tile);
+    tile.bytes = w * h * (kind.half ? 8 : 4);  // on the card, where three channels take the place of four
     tile.texture = this.texture(kind, w, h, kind.half ? new Uint16Array(bytes) : new Uint8Array(bytes));
   }
 
   evict() {
-    if (this.tiles.size <= MOST_TILES) return;
+    let held = 0;
+    for (const tile of this.tiles.values()) held += tile.texture ? tile.bytes : 0;
+    if (held <= MOST_BYTES) return;
     const old = [...this.tiles.entries()].filter(([, t]) => t.texture && t.used < this.clock).sort((a, b) => a[1].used - b[1].used);
-    for (const [key, tile] of old.slice(0, this.tiles.size - MOST_TILES)) { this.gl.deleteTexture(tile.texture); this.tiles.delete(key); }
+    for (const [key, tile] of old) {
+      if (held <= MOST_BYTES) return;
+      held -= tile.bytes;
+      this.gl.deleteTexture(tile.texture);
+      this.tiles.delete(key);
+    }
   }
 
   // ---- drawing ------------------------------------------------------------------------------------------------------
