@@ -1,5 +1,9 @@
 """Workers by cores and memory, and sets that never need more of it together than there is."""
 
+import os
+import signal
+import time
+
 import pytest
 
 from gmodiff.batch import workers
@@ -80,7 +84,7 @@ class FakeWorker:
         pass
 
 
-def ran(monkeypatch, jobs, *, count, memory, deadly=()):
+def ran(monkeypatch, jobs, *, count, memory, deadly=(), **options):
     """(outcomes by name, most bytes at once)."""
     at_hand, most, outcomes = {}, [0], {}
     monkeypatch.setattr(workers, "_Worker", FakeWorker)
@@ -95,7 +99,7 @@ def ran(monkeypatch, jobs, *, count, memory, deadly=()):
         at_hand.pop(job.output)
         outcomes[job.output] = outcome
 
-    workers.run_here(jobs, count=count, memory=memory, starting=starting, ended=ended)
+    workers.run_here(jobs, count=count, memory=memory, starting=starting, ended=ended, **options)
     return outcomes, most[0]
 
 
@@ -114,6 +118,49 @@ def test_a_set_that_cannot_fit_is_failed_and_the_others_are_made(monkeypatch):
     outcomes, _ = ran(monkeypatch, [job("huge", 9), job("small", 2)], count=2, memory=8 * GB)
     assert outcomes["small"]["status"] == "done"
     assert "needs about 9.0 GB of memory and 8.0 GB are free" in outcomes["huge"]["error"]
+
+
+def test_a_set_beyond_the_memory_that_was_asked_for_is_told_so(monkeypatch):
+    outcomes, _ = ran(monkeypatch, [job("small", 2)], count=1, memory=10**6, memory_given=True)
+    assert outcomes["small"]["error"] == (
+        "needs about 2.0 GB of memory and 1 MB, which --memory gives, are too few: give more, or smaller copies"
+    )
+
+
+def test_a_worker_that_dies_while_the_batch_ends_leaves_its_set(monkeypatch):
+    stop = workers.Stop()
+
+    def interrupted(running):
+        stop.finish = True
+
+    outcomes, _ = ran(monkeypatch, [job("deadly", 2), job("b", 1)], count=1, memory=8 * GB, deadly=["deadly"], stop=stop, tick=interrupted)
+    assert outcomes == {}
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="no signal masks here")
+@pytest.mark.parametrize("after_s", [0, 0.02, 0.1])
+def test_ctrl_c_while_a_worker_starts_does_not_end_it(after_s):
+    worker = workers._Worker([])
+    time.sleep(after_s)
+    os.kill(worker.process.pid, signal.SIGINT)
+    worker.end(at_once=False)
+    assert worker.process.exitcode == 0
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="no signal masks here")
+def test_ctrl_c_while_a_worker_starts_is_not_lost_here():
+    outlived = []
+
+    def interrupted():
+        with workers._without_interrupts():
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.05)
+            outlived.append(True)
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert outlived
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 def test_a_set_that_kills_its_worker_twice_is_failed_and_the_others_are_made(monkeypatch):

@@ -80,6 +80,34 @@ def test_a_cluster_makes_the_sets_and_a_killed_worker_loses_none(cluster, tmp_pa
     assert "0 sets made, 8 up to date" in told
 
 
+def test_relative_places_are_the_same_for_workers_that_start_elsewhere(cluster, tmp_path, capsys, monkeypatch):
+    here = tmp_path / "here"
+    write_card(here / "card", 2)
+    monkeypatch.chdir(here)
+    code, _, err = run(["batch", "card", "-o", "out", "--cluster", cluster[0], *NONE], capsys)
+    assert code == 0, err
+    assert len(pictures(here / "out")) == 2
+    row = Manifest(here / "out" / "batch.jsonl").finished["IMG_0000_3.jpg"]
+    assert row["photos"][0]["place"] == "card/IMG_0000.jpg"
+    assert "0 sets made, 2 up to date" in run(["batch", "card", "-o", "out", *NONE], capsys)[1]
+
+
+def test_a_worker_that_is_lost_while_the_batch_ends_leaves_its_set(tmp_path, monkeypatch):
+    from gmodiff.batch import cluster as module
+    from gmodiff.batch.one_set import Job, Settings
+
+    stop, ended = module.Stop(), []
+    monkeypatch.setattr(module, "_outcome", lambda future, job: None)
+    job = Job("a.jpg", str(tmp_path / "a.jpg"), ("x.jpg", "y.jpg"), Settings(model="none"))
+
+    def begun(_):
+        stop.finish = True
+
+    with distributed.LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None) as made:
+        module.run_on_cluster([job], made.scheduler_address, starting=begun, ended=lambda *told: ended.append(told), stop=stop)
+    assert ended == []
+
+
 def test_a_scheduler_that_goes_away_is_one_line_and_the_next_run_goes_on(cluster, tmp_path, capsys, monkeypatch):
     address, (scheduler, *_) = cluster
     write_card(tmp_path / "card", 8)

@@ -53,6 +53,11 @@ def free_bytes() -> int:
         return 4 << 30
 
 
+def shown_bytes(count: int) -> str:
+    """1.9 GB, or 1 MB: for a person."""
+    return f"{count / 1e9:.1f} GB" if count >= 10**8 else f"{count / 1e6:.0f} MB"
+
+
 def worker_count(sizes: Sequence[int], memory: int, asked: int | None = None) -> int:
     """Workers for sets of so many bytes: as many as asked, else as cores, and never more than sets, or than memory holds of most sets."""
     if not sizes:

@@ -7,12 +7,15 @@ thread (`--nthreads 1`): a set uses several cores by itself, and memory is recko
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from gmodiff import __version__
 from gmodiff.batch.one_set import Job, make_set
+from gmodiff.batch.storage import is_url
 from gmodiff.batch.workers import TICK_S, Outcome, Stop
 from gmodiff.errors import InputError, MissingDependencyError
 
@@ -62,19 +65,21 @@ def run_on_cluster(
                 if job.output not in tries:
                     starting(job)
                 tries[job.output] = tries.get(job.output, 0) + 1
-                running[client.submit(make_set, job, pure=False, retries=0)] = job
+                running[client.submit(make_set, _from_anywhere(job), pure=False, retries=0)] = job
             tick(min(len(running), threads))
             alone = _check_there(client, address, threads, alone, note)
             for future in _ready(distributed, list(running)):
                 job = running.pop(future)
                 outcome = _outcome(future, job)
                 future.release()
-                if outcome is None and tries[job.output] < TRIES and not stop.finish:
+                if outcome is None and stop.finish:
+                    continue  # left for the next run
+                if outcome is None and tries[job.output] < TRIES:
                     note(f"{job.output}: its worker was lost; begun again on another")
                     waiting.insert(0, job)
                     continue
                 lost = f"its worker was lost {tries[job.output]} times: out of memory, or a machine that went away"
-                ended(job, outcome or job.failed(lost))
+                ended(job, _as_given(outcome, job) if outcome else job.failed(lost))
     except OSError as error:  # a closed connection of dask's is one
         raise InputError(f"--cluster {address}: the connection was lost ({_line(error)}); run again to go on") from None
     finally:
@@ -108,6 +113,28 @@ def _connected(distributed: Any, address: str) -> Any:
         client.close(timeout=2)
         raise
     return client
+
+
+def _from_anywhere(job: Job) -> Job:
+    """The job with its local places absolute: workers have folders of their own to start from."""
+    reference = None if job.reference is None else _absolute(job.reference) if job.reference in job.photos else job.reference
+    settings = replace(
+        job.settings,
+        model=_absolute(job.settings.model) if os.path.isfile(job.settings.model) else job.settings.model,
+        response=_absolute(job.settings.response) if os.path.isfile(job.settings.response) else job.settings.response,
+    )
+    photos = tuple(map(_absolute, job.photos))
+    return replace(job, target=_absolute(job.target), photos=photos, reference=reference, settings=settings)
+
+
+def _absolute(place: str) -> str:
+    return place if is_url(place) else os.path.abspath(place)
+
+
+def _as_given(outcome: Outcome, job: Job) -> Outcome:
+    """Its photos by the places that the manifest knows, here as on the next run."""
+    photos = [{**told, "place": place} for told, place in zip(outcome["photos"], job.photos, strict=True)]
+    return outcome | {"photos": photos}
 
 
 def _version() -> str:

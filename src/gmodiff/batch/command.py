@@ -145,7 +145,8 @@ def batch(
         raise OutputError(f"{done.disk_full}; {len(done.left)} sets are left, run again to go on")
     if stop.drop or (stop.finish and done.left):
         left = f"{len(done.left)} sets are left, run again to go on"
-        click.echo(f"gmodiff: stopped; {left}; what was not finished has been removed", err=True)
+        dropped = "; what was not finished has been removed" if done.dropped else ""
+        click.echo(f"gmodiff: stopped; {left}{dropped}", err=True)
         sys.exit(TERMINATED if stop.terminated else INTERRUPTED)
     if done.failed:
         sys.exit(SOME_FAILED)

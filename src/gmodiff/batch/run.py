@@ -41,12 +41,13 @@ CLOCKS_APART_S = 60.0
 
 @dataclass
 class Outcomes:
-    """What a batch did: names of the sets made, up to date, failed; and those that were not begun, or dropped."""
+    """What a batch did: names of the sets made, up to date, failed; those left, not begun or dropped; of these, those dropped."""
 
     made: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
     seconds: float = 0.0
     workers: int = 0
     disk_full: str = ""
@@ -93,7 +94,10 @@ def run_batch(
             outcomes.workers = 0 if cluster else min(count, max(len(jobs), 1))
             watcher.begins(len(jobs), len(outcomes.kept), outcomes.workers)
 
+            begun: set[str] = set()
+
             def starting(job: Job) -> None:
+                begun.add(job.output)
                 record.append({"output": job.output, "status": STARTED, "photos": [], "settings": {}, "finished": _now()})
 
             def ended(job: Job, outcome: Outcome) -> None:
@@ -106,9 +110,19 @@ def run_batch(
 
                 run_on_cluster(jobs, cluster, starting=starting, ended=ended, tick=watcher.tick, note=watcher.note, stop=stop)
             else:
-                run_here(jobs, count=count, memory=budget, starting=starting, ended=ended, tick=watcher.tick, stop=stop)
+                run_here(
+                    jobs,
+                    count=count,
+                    memory=budget,
+                    memory_given=memory is not None,
+                    starting=starting,
+                    ended=ended,
+                    tick=watcher.tick,
+                    stop=stop,
+                )
             over = {*outcomes.made, *outcomes.kept, *outcomes.failed}
             outcomes.left = [s.output for s in plan.sets if s.output not in over]
+            outcomes.dropped = [name for name in outcomes.left if name in begun]
         finally:
             if scratch is not None:
                 shutil.rmtree(scratch, ignore_errors=True)

@@ -12,12 +12,13 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from gmodiff.batch.capacity import core_shares
+from gmodiff.batch.capacity import core_shares, shown_bytes
 from gmodiff.batch.one_set import Job, make_set
 
 Outcome = dict[str, Any]
@@ -49,7 +50,8 @@ class _Worker:
         self.cores = cores
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, cores), daemon=True, name="gmodiff-worker")
-        self.process.start()
+        with _without_interrupts():
+            self.process.start()
         theirs.close()
         self.job: Job | None = None
 
@@ -66,11 +68,28 @@ class _Worker:
         self.connection.close()
 
 
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Processes that start meanwhile are deaf to Ctrl-C from birth, until they say themselves what it means; here it comes afterwards."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield  # Windows: children are deaf once they have begun
+        return
+    from multiprocessing import resource_tracker
+
+    resource_tracker.ensure_running()  # started inside, it would take the mask off again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def run_here(
     jobs: Sequence[Job],
     *,
     count: int,
     memory: int,
+    memory_given: bool = False,
     starting: Callable[[Job], None],
     ended: Callable[[Job, Outcome], None],
     tick: Callable[[int], None] = lambda running: None,
@@ -78,6 +97,7 @@ def run_here(
 ) -> None:
     """Make sets in `count` processes, those that need most memory first, never more at once than `memory` bytes hold.
 
+    memory_given: the user said how much, so that closing other programs would not help.
     starting(job) is called before a set is begun, ended(job, outcome) when it is done or failed; both may raise, which drops the rest.
     tick(running) is called at least every TICK_S. Returns when all are ended, or as `stop` asks. No process outlives this call.
     """
@@ -85,12 +105,11 @@ def run_here(
     waiting = sorted(jobs, key=lambda j: -j.bytes)
     for large in waiting:
         if large.bytes > memory:
-            need, there = large.bytes / 1e9, memory / 1e9
-            reason = (
-                f"needs about {need:.1f} GB of memory and {there:.1f} GB are free: close other programs, give --memory, or smaller copies"
-            )
+            need, there = shown_bytes(large.bytes), shown_bytes(memory)
+            given = f"{there}, which --memory gives, are too few: give more, or smaller copies"
+            free = f"{there} are free: close other programs, give --memory, or smaller copies"
             starting(large)
-            ended(large, large.failed(reason))
+            ended(large, large.failed(f"needs about {need} of memory and {given if memory_given else free}"))
     waiting = [j for j in waiting if j.bytes <= memory]
     shares = core_shares(count)
     workers: list[_Worker] = []
@@ -116,7 +135,9 @@ def run_here(
                     code = _ending(worker)
                     workers.remove(worker)
                     shares.append(worker.cores)
-                    if job.output not in tried and not stop.finish:
+                    if stop.finish:
+                        continue  # left for the next run: who ends a batch may well have ended its workers
+                    if job.output not in tried:
                         tried.add(job.output)
                         # Alone: memory is what most often kills a worker, and its neighbours may have had a part in it.
                         waiting.append(_alone(job, memory))
@@ -165,6 +186,8 @@ def _ending(worker: _Worker) -> str:
 def _serve(connection: Connection, cores: list[int]) -> None:
     """Make the sets that come through the pipe until it closes, on these cores."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # see _without_interrupts; what came meanwhile is ignored
     _end_with_parent()
     if cores:
         os.sched_setaffinity(0, cores)  # before any library counts cores for its threads
