@@ -178,6 +178,45 @@ def test_copies_and_the_camera_s_own_pictures_are_left_over():
     assert "own picture of IMG_1.NEF" in left(plan)["IMG_1.jpg"]
 
 
+def moved(shots, pattern: str) -> list[Shot]:
+    """Copies of photos at pattern.format(stem)."""
+    paths = [Path(pattern.format(s.path.stem)) for s in shots]
+    return [replace(s, path=p, name=p.name) for s, p in zip(shots, paths, strict=True)]
+
+
+@pytest.mark.parametrize("name", ["{} (1).jpg", "{} copy.jpg", "{} - Copy.jpg", "Copy of {}.jpg", "{}(1).jpg"])
+@pytest.mark.parametrize("folder", ["card", "backup"])
+def test_of_two_copies_the_one_with_the_camera_s_name_stays(name, folder):
+    """Also where the copy comes first by its folder, and where it would join others: one photo, or the whole bracket."""
+    shots = burst(1, 0)
+    for copied in (shots[:1], shots):
+        plan = group([*moved(copied, f"{folder}/{name}"), *shots])
+        assert names(plan) == [["IMG_1.jpg", "IMG_2.jpg", "IMG_3.jpg"]]
+        assert len(plan.leftovers) == len(copied)
+        assert f"a copy of {shots[0].path}" in [why for _, why in plan.leftovers]
+
+
+def test_of_two_copies_the_one_beside_the_other_photos_of_its_time_stays():
+    """best/a.jpg is a chosen photo under a shorter name, in a folder that comes first."""
+    shots = burst(1, 0)
+    plan = group([*moved(shots[:1], "best/a.jpg"), *moved(burst(90, 9000)[:1], "best/b.jpg"), *shots])
+    assert [s.path for s in plan.groups[0].shots] == [s.path for s in shots]
+
+
+def test_a_whole_card_and_its_backup_do_not_mix():
+    shots = [*burst(1, 0), *burst(4, 60), *burst(7, 120)]
+    plan = group([*shots, *moved(shots, "backup/{}.jpg")])
+    assert {s.path.parent.name for g in plan.groups for s in g.shots} == {"backup"}
+    assert [len(g.shots) for g in plan.groups] == [3, 3, 3]
+
+
+@pytest.mark.parametrize("name", ["{} edit.jpg", "{}-edit.jpg", "{}_edit.jpg"])
+def test_an_edited_version_is_one_whatever_sorts_before_a_point(name):
+    shots = burst(1, 0)
+    plan = group([*(replace(s, bytes=900) for s in moved(shots[:1], f"card/{name}")), *shots])
+    assert names(plan) == [["IMG_1.jpg", "IMG_2.jpg", "IMG_3.jpg"]]
+
+
 # ---- fixed size and names -------------------------------------------------------------------------------------------------
 
 

@@ -177,7 +177,8 @@ Found = tuple[list[Group], Left]
 
 
 def _order(shot: Shot) -> tuple[datetime, list[tuple[int, str]], str]:
-    return shot.time or datetime.max, natural_key(shot.name), str(shot.path)
+    # Without the suffix: an edited version, "IMG_1 edit.jpg", comes after its original.
+    return shot.time or datetime.max, natural_key(Path(shot.name).stem), str(shot.path)
 
 
 def _families(shots: Sequence[Shot]) -> list[list[Shot]]:
@@ -195,26 +196,64 @@ def _without_copies(shots: Sequence[Shot]) -> tuple[list[Shot], list[tuple[Shot 
     raws = {(s.path.parent, s.path.stem.lower()): s for s in shots if s.raw}
     kept: list[Shot] = []
     left: list[tuple[Shot | Path, str]] = []
-    seen: dict[object, Shot] = {}
-    paths: set[Path] = set()
+    shots = list({s.path: s for s in shots}.values())  # some may be named twice on the command line
+    best = _best_copies(shots)
     for shot in shots:
         twin = None if shot.raw else raws.get((shot.path.parent, shot.path.stem.lower()))
-        facts = (shot.time, shot.bytes, shot.camera, shot.exposure, shot.bias_stops, shot.bracket_stops, shot.width, shot.height)
-        copy = seen.get(facts) if shot.time is not None else None
+        copied = best.get(_facts(shot), shot)
         version = _original(shot, kept)
-        if shot.path in paths:
-            continue  # named twice on the command line
-        paths.add(shot.path)
         if twin is not None and twin.time == shot.time:
             left.append((shot, f"the camera's own picture of {twin.name}, which is used"))
-        elif copy is not None:
-            left.append((shot, f"a copy of {copy.path}"))
+        elif copied is not shot:
+            left.append((shot, f"a copy of {copied.path}"))
         elif version is not None:
             left.append((shot, f"another version of {version.name}, which is used"))
         else:
-            seen[facts] = shot
             kept.append(shot)
     return kept, left
+
+
+def _facts(shot: Shot) -> tuple[object, ...]:
+    """What two copies of one photo share."""
+    return (shot.time, shot.bytes, shot.camera, shot.exposure, shot.bias_stops, shot.bracket_stops, shot.width, shot.height)
+
+
+def _best_copies(shots: Sequence[Shot]) -> dict[tuple[object, ...], Shot]:
+    """Of photos, in order of time, that are there more than once, the copy to use: in the folder where the photos taken just before and
+    after it are, named as these are ("IMG_1 (1).jpg" and "IMG_1 copy.jpg" are not), else the one with the shortest name.
+    """
+    copies: dict[tuple[object, ...], list[int]] = {}
+    for at, shot in enumerate(shots):
+        if shot.time is not None:
+            copies.setdefault(_facts(shot), []).append(at)
+
+    def rank(at: int) -> tuple[int, int, int, int]:
+        shot = shots[at]
+        near = [
+            s for s in _around(shots, at) if s.path.parent == shot.path.parent and s.camera == shot.camera and _facts(s) != _facts(shot)
+        ]
+        alike = {_facts(s) for s in near if _shape(s) == _shape(shot)}
+        return -len({_facts(s) for s in near}), -len(alike), len(shot.name), at
+
+    return {facts: shots[min(places, key=rank)] for facts, places in copies.items() if len(places) > 1}
+
+
+def _around(shots: Sequence[Shot], at: int) -> list[Shot]:
+    """Photos that a bracket could hold together with one of them, by time; shots are in its order."""
+    found: list[Shot] = []
+    time = shots[at].time
+    for way in (reversed(range(at)), range(at + 1, len(shots))):
+        for i in way:
+            other = shots[i].time
+            if time is None or other is None or abs((other - time).total_seconds()) > MAX_PAUSE_MANUAL_S:
+                break
+            found.append(shots[i])
+    return found
+
+
+def _shape(shot: Shot) -> str:
+    """Its name without the numbers."""
+    return re.sub(r"\d+", "#", Path(shot.name).stem.lower())
 
 
 def _original(shot: Shot, before: Sequence[Shot]) -> Shot | None:
