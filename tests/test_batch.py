@@ -4,6 +4,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import random
 import shutil
@@ -70,7 +71,7 @@ def test_a_card_becomes_pictures_a_manifest_and_a_report(card, tmp_path, capsys)
     assert "3 sets made" in out
     assert "3/3 " in err
     assert "sets/min" in err
-    assert "1 files are left over" in err
+    assert "1 file left over" in err
     rows = [json.loads(line) for line in (tmp_path / MANIFEST).read_text().splitlines()]
     done = {r["output"]: r for r in rows if r.get("status") == "done"}
     assert len(done) == 3
@@ -93,7 +94,7 @@ def test_dry_run_is_a_table_and_a_plan_that_can_be_edited_and_run(card, tmp_path
     code, out, _ = run(["batch", str(card), "--dry-run"], capsys)
     assert code == 0
     assert "IMG_0000_3.jpg" in out
-    assert "3 sets of 9 photos; 1 files left over" in out
+    assert "3 sets of 9 photos; 1 file left over" in out
     assert "IMG_0099.jpg: the camera was bracketing, but no other photo of that bracket is here" in out
     code, out, _ = run(["batch", str(card), "--dry-run", "--json"], capsys)
     plan = json.loads(out)
@@ -119,7 +120,7 @@ def test_lists_files_and_folders_together_each_photo_once(card, tmp_path, capsys
     os.symlink(card / "IMG_0003.jpg", tmp_path / "again.jpg")
     code, out, err = run(["batch", str(card), str(tmp_path / "again.jpg"), "--list", str(tmp_path / "list.txt"), "-n"], capsys)
     assert code == 0, err
-    assert "3 sets of 9 photos; 1 files left over" in out
+    assert "3 sets of 9 photos; 1 file left over" in out
 
 
 def test_one_bad_set_stops_no_other_and_the_next_run_makes_it(card, tmp_path, capsys, inline):
@@ -135,7 +136,7 @@ def test_one_bad_set_stops_no_other_and_the_next_run_makes_it(card, tmp_path, ca
     (mine / "IMG_0004.jpg").write_bytes(good)
     code, told, err = run(["batch", str(mine), "-o", str(out), *NONE], capsys)
     assert code == 0
-    assert "1 sets made, 2 up to date already" in told
+    assert "1 set made, 2 up to date already" in told
 
 
 @pytest.mark.parametrize(
@@ -180,7 +181,7 @@ def test_an_empty_card_is_one_line(tmp_path, capsys):
         ("[]", "not a plan of this version"),
         ({"format": "gmodiff-plan-9"}, "not a plan of this version"),
         ({"sets": 3}, "its sets are int, expected a list"),
-        ({"sets": [{"output": "a.jpg", "photos": ["a.jpg"]}]}, "set 1: 1 photos, expected 2 to 16"),
+        ({"sets": [{"output": "a.jpg", "photos": ["a.jpg"]}]}, "set 1 (a.jpg): 1 photo, expected 2 to 16"),
         ({"sets": [{"output": "a.jpg", "photos": ["a.jpg", "a.jpg"]}]}, "a photo is named twice"),
         ({"sets": [{"output": "a.txt", "photos": ["a.jpg", "b.jpg"]}]}, "output 'a.txt' must end in"),
         ({"sets": [{"output": "../a.jpg", "photos": ["a.jpg", "b.jpg"]}]}, "inside the output folder"),
@@ -188,15 +189,157 @@ def test_an_empty_card_is_one_line(tmp_path, capsys):
         ({"sets": [{"output": ".gmodiff-batch/a.jpg", "photos": ["a.jpg", "b.jpg"]}]}, "inside the output folder"),
         ({"sets": [{"output": "a.jpg", "photos": ["a.jpg", "b.jpg"], "ev": [1]}]}, "ev must be 2 numbers"),
         ({"sets": [{"output": o, "photos": ["a.jpg", "b.jpg"]} for o in ("a.jpg", "A.jpg")]}, "two sets would be called A.jpg"),
+        ({"sets": []}, "it holds no set"),
+        ({"sets": [{"output": "a.jpg", "photos": ["a.jpg", "b.jpg"], "ev": [0, math.nan]}]}, "ev must be 2 numbers"),
+        ({"sets": [{"output": "a.jpg", "photos": ["a.jpg", "./a.jpg"]}]}, "a photo is named twice"),
+        (
+            {"sets": [{"output": "a.jpg", "photos": ["x/a.jpg", "x/b.jpg"], "reference": "c.jpg"}]},
+            "set 1 (a.jpg): reference 'c.jpg' is none of its photos; expected one of a.jpg, b.jpg",
+        ),
+        (
+            {"sets": [{"output": "a.jpg", "photos": ["x/a.jpg", "y/a.jpg"], "reference": "a.jpg"}]},
+            "set 1 (a.jpg): reference 'a.jpg' is the name of several of its photos; expected one of x/a.jpg, y/a.jpg",
+        ),
+        ({"sets": [{"output": "a.jpg", "photos": ["a.jpg", "b.jpg"], "reference": "3"}]}, "reference '3' is none of its photos"),
+        ({"sets": [{"output": "a.jpg", "photos": ["a.jpg", "b.jpg"], "reference": 1}]}, "reference 1 is none of its photos"),
+        (
+            {"sets": [{"output": "a.jpg", "photos": ["a.jpg", "b.jpg"], "refrence": "a.jpg"}]},
+            "set 1 (a.jpg): unknown key 'refrence'; did you mean 'reference'? expected output, photos, reference, ev",
+        ),
+        ({"set": []}, "unknown key 'set'; did you mean 'sets'?"),
+        (
+            {"sets": [{"output": "a.jpg", "photos": ["a.jpg", "b.jpg"]}, {"output": "b.jpg", "photos": ["c.jpg", "./a.jpg"]}]},
+            "set 2 (b.jpg): photo './a.jpg' is in set 1 (a.jpg) too",
+        ),
+        (
+            {"sets": [{"output": f"{n}.jpg", "photos": [f"s3://b/{n}.jpg", f"gone{n}.jpg"]} for n in range(3)]},
+            "set 1 (0.jpg): photo 'gone0.jpg' is not there (and 2 more of this plan), looked for from",
+        ),
     ],
 )
 def test_a_plan_that_cannot_be_run_says_where(tmp_path, capsys, plan, expected):
     text = plan if isinstance(plan, str) else json.dumps({"format": "gmodiff-plan-1", **plan})
     (tmp_path / "plan.json").write_text(text)
-    code, _, err = run(["batch", str(tmp_path / "plan.json"), "-o", str(tmp_path / "out"), "-q"], capsys)
+    for options in (["-o", str(tmp_path / "out"), "-q"], ["--dry-run"]):
+        code, out, err = run(["batch", str(tmp_path / "plan.json"), *options], capsys)
+        assert code == 2
+        assert expected in err
+        assert err.count("\n") == 1
+        assert not out
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def torn(card, tmp_path) -> Path:
+    """A card whose second bracket has junk for its middle photo."""
+    shutil.copytree(card, tmp_path / "torn")
+    (tmp_path / "torn" / "IMG_0004.jpg").write_bytes(b"junk" * 999)
+    return tmp_path / "torn"
+
+
+DOUBT = "IMG_0004.jpg, beside its photos, cannot be read: is it of this bracket?"
+
+
+def test_a_photo_that_cannot_be_read_is_named_and_its_bracket_is_doubted_in_the_plan(torn, tmp_path, capsys):
+    (torn / "notes.txt").write_text("x")
+    code, out, _ = run(["batch", str(torn), "--dry-run"], capsys)
+    assert code == 0
+    assert f"{torn}/IMG_0004.jpg: IMG_0004.jpg is not a photo this program reads" in out
+    assert next(line for line in out.splitlines() if line.startswith("IMG_0003_2.jpg")).endswith(DOUBT)
+    assert out.count(DOUBT) == 1
+    assert "1 file that is no photo" in out
+    plan = run(["batch", str(torn), "--dry-run", "--json"], capsys)[1]
+    assert {s["output"]: s.get("doubt") for s in json.loads(plan)["sets"]} == {
+        "IMG_0000_3.jpg": None, "IMG_0003_2.jpg": DOUBT, "IMG_0006_3.jpg": None}  # fmt: skip
+    (tmp_path / "plan.json").write_text(plan)
+    assert DOUBT in run(["batch", str(tmp_path / "plan.json"), "--dry-run"], capsys)[1]
+
+
+def test_a_photo_that_cannot_be_read_is_named_by_the_run_in_the_report_and_in_the_manifest(torn, tmp_path, capsys, inline):
+    options = ["batch", str(torn), "-o", str(tmp_path / "out"), *NONE]
+    code, out, err = run(options, capsys)
+    assert code == 0
+    assert f"cannot be read: {torn}/IMG_0004.jpg: IMG_0004.jpg is not a photo" in err
+    assert f"IMG_0003_2.jpg may lack a photo: {DOUBT}" in err
+    assert "3 sets made, 1 may lack a photo in" in out
+    assert Manifest(tmp_path / "out" / MANIFEST).finished["IMG_0003_2.jpg"]["doubt"] == DOUBT
+    page = (tmp_path / "out" / REPORT).read_text()
+    assert f"<li>{DOUBT}</li>" in page
+    assert f"{torn}/IMG_0004.jpg: IMG_0004.jpg is not a photo" in page
+    assert json.loads(run([*options, "--json"], capsys)[1])["doubtful"] == {"IMG_0003_2.jpg": DOUBT}
+
+
+def test_results_whose_bracket_changed_are_marked_and_kept(torn, card, tmp_path, capsys, inline):
+    """A photo came back; and another card has been merged into the same folder, which this is not about."""
+    out = tmp_path / "out"
+    write_set(tmp_path / "other", 500)
+    options = ["-o", str(out), *NONE]
+    assert run(["batch", str(tmp_path / "other"), *options], capsys)[0] == 0
+    assert run(["batch", str(torn), *options], capsys)[0] == 0
+    shutil.copy(card / "IMG_0004.jpg", torn / "IMG_0004.jpg")
+    code, told, _ = run(["batch", str(torn), *options], capsys)
+    assert code == 0
+    assert "1 earlier picture is no longer in the plan, kept and marked so there: IMG_0003_2.jpg" in told
+    assert (out / "IMG_0003_2.jpg").exists()
+    page = (out / REPORT).read_text()
+    assert page.count('class="gone"') == 1
+    assert "4 sets: 0 failed" in page
+    assert "; 1 no longer in the plan" in page
+    assert json.loads(run(["batch", str(torn), *options, "--json"], capsys)[1])["no_longer_planned"] == ["IMG_0003_2.jpg"]
+    assert "no longer" not in run(["batch", str(tmp_path / "other"), *options], capsys)[1]
+    (out / "IMG_0003_2.jpg").unlink()
+    assert "no longer" not in run(["batch", str(torn), *options], capsys)[1]
+
+
+def test_a_set_whose_photos_are_gone_from_the_card_is_no_longer_planned(torn, tmp_path, capsys, inline):
+    out = tmp_path / "out"
+    assert run(["batch", str(torn), "-o", str(out), *NONE], capsys)[0] == 0
+    for n in range(3):
+        (torn / f"IMG_000{n}.jpg").unlink()
+    assert "no longer in the plan, kept and marked so there: IMG_0000_3.jpg" in run(["batch", str(torn), "-o", str(out), *NONE], capsys)[1]
+
+
+def test_names_that_collide_end_a_dry_run_after_the_table(card, capsys):
+    code, out, err = run(["batch", str(card), "--dry-run", "--name", "same.jpg"], capsys)
     assert code == 2
-    assert expected in err
+    assert "3 sets of 9 photos" in out
+    assert err.startswith("gmodiff: ")
+    assert "two sets would be called same.jpg" in err
     assert err.count("\n") == 1
+
+
+def test_hidden_files_are_counted(card, tmp_path, capsys, inline):
+    shutil.copytree(card, tmp_path / "card")
+    (tmp_path / "card" / "._IMG_0001.jpg").write_bytes(b"\0\5\x16\7")
+    (tmp_path / "card" / ".IMG_0050.jpg").write_bytes(b"x")
+    assert "1 file left over; 2 hidden files passed over" in run(["batch", str(tmp_path / "card"), "-n"], capsys)[1]
+    plan = run(["batch", str(tmp_path / "card"), "-n", "--json"], capsys)[1]
+    (tmp_path / "plan.json").write_text(plan)
+    assert json.loads(plan)["hidden"] == 2
+    assert run(["batch", str(tmp_path / "plan.json"), "-n"], capsys)[0] == 0
+    assert "2 hidden files passed over" in run(["batch", str(tmp_path / "card"), "-o", str(tmp_path / "out"), *NONE], capsys)[2]
+
+
+def test_line_breaks_in_names_break_no_table(card, tmp_path, capsys):
+    shutil.copytree(card, tmp_path / "card")
+    for n in (0, 99):
+        os.rename(tmp_path / "card" / f"IMG_{n:04d}.jpg", tmp_path / "card" / f"a\nb\x1b[31m{n}.jpg")
+    lines = len(run(["batch", str(card), "-n"], capsys)[1].splitlines())
+    code, out, _ = run(["batch", str(tmp_path / "card"), "-n"], capsys)
+    assert code == 0
+    assert len(out.splitlines()) == lines
+    assert "a\\nb\\x1b[31m0" in out
+    assert "\x1b" not in out
+
+
+def test_thousands_left_over_for_one_reason_are_summed_up(capsys):
+    left = [(f"card/IMG_{n}.jpg", f"a copy of best/IMG_{n} (1).jpg") for n in range(3000)]
+    plan = PlanFile((), (("card/x.jpg", "a single photo"), *left, ("card/y.jpg", "a single photo")))
+    lines = plan.as_text().splitlines()
+    assert len(lines) < 30
+    assert "  and 2980 files more for the same reason; --json names all" in lines
+    assert lines.index("  card/y.jpg: a single photo") == lines.index("  card/x.jpg: a single photo") + 1
+    assert len(plan.as_dict()["leftovers"]) == 3002
 
 
 def test_file_names_that_are_no_text(card, tmp_path, capsys, inline):
@@ -209,7 +352,7 @@ def test_file_names_that_are_no_text(card, tmp_path, capsys, inline):
         except OSError:
             pytest.skip("this disk has no such names")
     assert run(["batch", str(mine), "-n"], capsys)[0] == 0
-    for expected in ("1 sets made", "0 sets made, 1 up to date"):
+    for expected in ("1 set made", "0 sets made, 1 up to date"):
         code, out, err = run(["batch", str(mine), "-o", str(tmp_path / "out"), *NONE], capsys)
         assert code == 0, err
         assert expected in out
@@ -423,7 +566,7 @@ def test_a_full_disk_ends_the_batch_and_the_next_run_goes_on(card, tmp_path, cap
     monkeypatch.setattr(one_set, "deliver", full)
     code, _, err = run(["batch", str(card), "-o", str(tmp_path), *NONE], capsys)
     assert code == 2
-    assert "no space left on the disk; 1 sets are left, run again to go on" in err
+    assert "no space left on the disk; 1 set is left, run again to go on" in err
     assert sorted(pictures(tmp_path)) == ["IMG_0000_3.jpg"]
     code, out, _ = run(["batch", str(card), "-o", str(tmp_path), *NONE], capsys)
     assert code == 0

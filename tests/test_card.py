@@ -7,6 +7,7 @@ import pytest
 
 from cards import write_set
 from gmodiff.batch.card import read_card, read_list
+from gmodiff.batch.missing import missed_by
 from gmodiff.errors import InputError
 
 
@@ -23,7 +24,7 @@ def test_loops_of_links_end_and_every_file_counts_once(tmp_path):
     os.link(tmp_path / "a" / "b" / "IMG_0001.jpg", tmp_path / "a" / "hard.jpg")
     card = read_card([str(tmp_path), str(tmp_path / "a"), str(tmp_path / "a" / "b" / "IMG_0002.jpg")])
     assert len(card.shots) == 3
-    assert sorted(p.name for p, _ in card.others) == ["broken", "self"]
+    assert sorted(Path(p).name for p, _ in card.others) == ["broken", "self"]
 
 
 def test_a_folder_below_that_cannot_be_read_is_told_and_the_rest_is_there(tmp_path, monkeypatch):
@@ -39,7 +40,7 @@ def test_a_folder_below_that_cannot_be_read_is_told_and_the_rest_is_there(tmp_pa
     monkeypatch.setattr("os.scandir", refuse)
     card = read_card([str(tmp_path)])
     assert len(card.shots) == 3
-    assert [(p.name, why) for p, why in card.others] == [("locked", "cannot be read: Permission denied")]
+    assert [(Path(p).name, why) for p, why in card.others] == [("locked", "cannot be read: Permission denied")]
     with pytest.raises(InputError, match="locked cannot be read: Permission denied"):
         read_card([str(tmp_path / "locked")])
 
@@ -63,6 +64,60 @@ def test_what_systems_keep_for_themselves_and_the_folder_of_results_are_not_look
     card = read_card([str(tmp_path / "card")], skip=[str(tmp_path / "card" / "out")])
     assert found(card) == ["IMG_0001.jpg", "IMG_0002.jpg", "IMG_0003.jpg"]
     assert not card.others
+    assert card.hidden == 2
+
+
+def test_the_program_s_own_folder_is_not_counted_as_hidden(tmp_path):
+    write_set(tmp_path, 1)
+    (tmp_path / ".gmodiff-batch").mkdir()
+    assert read_card([str(tmp_path)]).hidden == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("IMG_9.jpg", True), ("IMG_9.JPG", True), ("a.dng", True), ("a.CR3", True), ("a.txt", False), ("a.mp4", False), ("jpg", False)],
+)
+def test_a_file_that_is_named_like_a_photo_and_is_none_is_told_apart(tmp_path, name, expected):
+    (tmp_path / name).write_bytes(b"junk" * 100)
+    card = read_card([str(tmp_path)])
+    assert card.unreadable == ([str(tmp_path / name)] if expected else [])
+    assert [place for place, _ in card.others] == [str(tmp_path / name)]
+
+
+def test_links_that_lead_nowhere_are_unreadable_photos_and_own_results_are_not(tmp_path):
+    import gmodiff
+
+    os.symlink("nowhere", tmp_path / "IMG_9.jpg")
+    gmodiff.write(gmodiff.reconstruct(gmodiff.read_bracket(write_set(tmp_path, 1))), tmp_path / "IMG_0001_hdr.jpg")
+    assert read_card([str(tmp_path)]).unreadable == [str(tmp_path / "IMG_9.jpg")]
+
+
+def paths(*numbers: int, suffix: str = ".jpg", folder: str = "card") -> tuple[str, ...]:
+    return tuple(f"{folder}/IMG_{n}{suffix}" for n in numbers)
+
+
+@pytest.mark.parametrize(
+    ("sets", "unreadable", "expected"),
+    [
+        ([paths(1, 3), paths(4, 5, 6)], paths(2), {0: paths(2)}),  # between
+        ([paths(1, 2), paths(4, 5, 6)], paths(3), {0: paths(3)}),  # next to two: the shorter one
+        ([paths(1, 2, 3), paths(5, 6)], paths(4), {1: paths(4)}),
+        ([paths(1, 2, 3), paths(5, 6, 7)], paths(4), {0: paths(4), 1: paths(4)}),
+        ([paths(1, 2)], paths(3), {0: paths(3)}),
+        ([paths(2, 3, 4)], paths(1), {0: paths(1)}),
+        ([paths(9, 11)], paths(10), {0: paths(10)}),  # in natural order
+        ([paths(1, 4)], paths(2, 3), {0: paths(2, 3)}),
+        ([paths(1, 2), paths(5, 6)], paths(3, 4), {0: paths(3, 4), 1: paths(3, 4)}),
+        ([paths(1, 2, 3)], paths(500), {}),  # far from it
+        ([paths(1, 3)], paths(2, folder="other"), {}),
+        ([paths(1, 3, suffix=".NEF")], paths(2, suffix=".nef"), {0: paths(2, suffix=".nef")}),
+        ([paths(1, 3, suffix=".NEF")], paths(2), {}),  # its RAW file is what the set is of
+        ([("s3://b/c/x_1.jpg", "s3://b/c/x_3.jpg")], ["s3://b/c/x_2.jpg"], {0: ("s3://b/c/x_2.jpg",)}),
+        ([("card/dark.jpg", "card/middle.jpg")], ["card/light.jpg"], {0: ("card/light.jpg",)}),
+    ],
+)
+def test_unreadable_files_and_the_sets_that_seem_to_miss_them(sets, unreadable, expected):
+    assert {k: tuple(v) for k, v in missed_by(sets, unreadable).items()} == expected
 
 
 def test_a_merged_picture_on_the_card_is_no_photo(tmp_path):

@@ -167,7 +167,7 @@ def test_a_memory_file_system_without_a_cluster_and_what_changes_in_it(memory_ca
     memory_card.put_file(str(tmp_path / "local" / "IMG_0000.jpg"), "/card/IMG_0000.jpg")  # another stamp, the same content
     assert "0 sets made, 2 up to date" in run(options, capsys)[1]
     memory_card.rm_file("/out/IMG_0003_3.jpg")
-    assert "1 sets made, 1 up to date" in run(options, capsys)[1]
+    assert "1 set made, 1 up to date" in run(options, capsys)[1]
 
 
 @pytest.mark.parametrize(

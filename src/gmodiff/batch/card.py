@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from gmodiff.batch.storage import fetched, is_url, list_url, name, read_head
+from gmodiff.batch.missing import named_like_a_photo
+from gmodiff.batch.storage import HIDDEN, fetched, is_url, list_url, name, read_head
 from gmodiff.bracket import refuse_own_result
 from gmodiff.errors import GMODiffError, InputError
 from gmodiff.grouping import Shot, read_shot
@@ -20,11 +21,28 @@ HEAD_BYTES = 1 << 20
 
 @dataclass
 class Card:
-    """places: the photos' files, by the path of their Shot.   others: (file or folder, why it is no photo that can be used)."""
+    """places: the photos' files, by the path of their Shot.   others: (file or folder, why it is no photo that can be used).
+
+    unreadable: those of the others that are named like photos, and may be damaged ones.   hidden: files and folders passed over, since
+    their names begin with a point.   sources: what was looked through.
+    """
 
     shots: list[Shot] = field(default_factory=list)
     places: dict[Path, str] = field(default_factory=dict)
-    others: list[tuple[Path, str]] = field(default_factory=list)
+    others: list[tuple[str, str]] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+    hidden: int = 0
+    sources: tuple[str, ...] = ()
+
+    def add_other(self, place: str, why: str, *, own: bool = False) -> None:
+        """A file that cannot be used; own: this program made it."""
+        self.others.append((place, why))
+        if named_like_a_photo(place) and not own:
+            self.unreadable.append(place)
+
+
+class OwnResult(InputError):
+    """A picture that this program made, not a photo."""
 
 
 def read_card(sources: Sequence[str], *, skip: Iterable[str] = (), progress: Callable[[int, int], None] | None = None) -> Card:
@@ -32,12 +50,12 @@ def read_card(sources: Sequence[str], *, skip: Iterable[str] = (), progress: Cal
 
     Raises InputError where a source itself is not there or cannot be read; what is wrong below it is told in `others`.
     """
-    card = Card()
+    card = Card(sources=tuple(sources))
     skipped = {os.path.realpath(s) for s in skip if not is_url(s)}
     files: dict[object, str] = {}
     seen: set[str] = set()
     for source in sources:
-        for place, identity in _files_below(source, skipped, seen, card.others):
+        for place, identity in _files_below(source, skipped, seen, card):
             files.setdefault(identity, place)
     places = list(files.values())
 
@@ -53,7 +71,7 @@ def read_card(sources: Sequence[str], *, skip: Iterable[str] = (), progress: Cal
                 card.shots.append(found)
                 card.places[found.path] = place
             else:
-                card.others.append((Path(place), str(found)))
+                card.add_other(place, str(found), own=isinstance(found, OwnResult))
             if progress is not None:
                 progress(done, len(places))
     return card
@@ -62,13 +80,13 @@ def read_card(sources: Sequence[str], *, skip: Iterable[str] = (), progress: Cal
 def read_place(place: str) -> Shot:
     """The metadata of one photo at a path or URL. Raises InputError and its children."""
     if not is_url(place):
-        refuse_own_result(Path(place))
+        _refuse_own_result(Path(place))
         return read_shot(place)
     with TemporaryDirectory(prefix="gmodiff-") as folder:
         head = Path(folder) / name(place)
         head.write_bytes(read_head(place, HEAD_BYTES))
         whole = head.stat().st_size < HEAD_BYTES
-        refuse_own_result(head)
+        _refuse_own_result(head)
         try:
             found = read_shot(head)
             whole = whole or (found.time is not None and found.width > 0)
@@ -77,9 +95,16 @@ def read_place(place: str) -> Shot:
                 raise
         if not whole:
             with fetched([place]) as (local,):
-                refuse_own_result(local)
+                _refuse_own_result(local)
                 found = read_shot(local)
         return replace(found, path=Path(place))
+
+
+def _refuse_own_result(path: Path) -> None:
+    try:
+        refuse_own_result(path)
+    except InputError as error:
+        raise OwnResult(str(error)) from None
 
 
 def read_list(file: str) -> list[str]:
@@ -93,11 +118,13 @@ def read_list(file: str) -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
-def _files_below(source: str, skipped: set[str], seen: set[str], others: list[tuple[Path, str]]) -> Iterable[tuple[str, object]]:
+def _files_below(source: str, skipped: set[str], seen: set[str], card: Card) -> Iterable[tuple[str, object]]:
     """(path or URL, what makes it the same file) of each."""
     if is_url(source):
         for url, _ in list_url(source):
-            if not any(part.startswith(".") for part in url.split("://", 1)[1].split("/")):
+            if any(part.startswith(".") for part in url.removeprefix(source).split("/")):
+                card.hidden += 1
+            else:
                 yield url, url
         return
     try:
@@ -121,11 +148,12 @@ def _files_below(source: str, skipped: set[str], seen: set[str], others: list[tu
             with os.scandir(folder) as entries:
                 found = sorted(entries, key=lambda e: e.name)
         except OSError as error:
-            others.append((Path(folder), f"cannot be read: {error.strerror or error}"))
+            card.others.append((folder, f"cannot be read: {error.strerror or error}"))
             continue
         for entry in found:
             if entry.name.startswith("."):
-                continue  # what systems and this program keep for themselves
+                card.hidden += entry.name != HIDDEN  # systems keep things for themselves there, and so does this program
+                continue
             try:
                 if entry.is_dir():
                     waiting.append(entry.path)
@@ -133,6 +161,6 @@ def _files_below(source: str, skipped: set[str], seen: set[str], others: list[tu
                     status = entry.stat()
                     yield entry.path, (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(entry.path)
                 else:
-                    others.append((Path(entry.path), "a broken link, or no file"))
+                    card.add_other(entry.path, "a broken link, or no file")
             except OSError as error:  # a link that leads to itself
-                others.append((Path(entry.path), f"cannot be read: {error.strerror or error}"))
+                card.add_other(entry.path, f"cannot be read: {error.strerror or error}")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gmodiff.batch.watcher import Watcher
+from gmodiff.batch.wording import MOST_ALIKE, by_reason, counted, printable, some_of
 from gmodiff.errors import InputError, OutputError
 
 if TYPE_CHECKING:
@@ -108,14 +109,16 @@ def batch(
     """
     if output is None and not dry_run:
         raise InputError("-o FOLDER: say where the pictures go, or --dry-run to see the plan")
-    from gmodiff.batch.plan_file import check_template
+    from gmodiff.batch.plan_file import check_names, check_template
 
     if template is not None:
         check_template(template)
     plan = _plan(cards, lists, frames, pattern, template, output, quiet or as_json)
     if dry_run:
-        click.echo(json.dumps(plan.as_dict(), indent=1) if as_json else _printable(plan.as_text()))
+        click.echo(json.dumps(plan.as_dict(), indent=1) if as_json else plan.as_text())
+        check_names(plan.sets)  # afterwards, since the table shows what to do about it
         return
+    check_names(plan.sets)
     assert output is not None
     settings = _settings(no_align=no_align, **options)
 
@@ -124,8 +127,7 @@ def batch(
 
     place = manifest_of(output, manifest)
     with _heard(quiet) as stop, _Shown(quiet or as_json) as shown:
-        if plan.leftovers:
-            shown.note(f"{len(plan.leftovers)} files are left over; --dry-run says why")
+        _note_leftovers(plan, shown)
         done = run_batch(
             plan,
             output,
@@ -139,17 +141,36 @@ def batch(
             watcher=shown,
             stop=stop,
         )
-    page = write_contact_sheet(place, output, report_of(output, manifest))
+    page = write_contact_sheet(place, output, report_of(output, manifest), plan)
     _told(done, plan, place, page, as_json, quiet)
+    left = f"{counted(len(done.left), 'set')} {'is' if len(done.left) == 1 else 'are'} left, run again to go on"
     if done.disk_full:
-        raise OutputError(f"{done.disk_full}; {len(done.left)} sets are left, run again to go on")
+        raise OutputError(f"{done.disk_full}; {left}")
     if stop.drop or (stop.finish and done.left):
-        left = f"{len(done.left)} sets are left, run again to go on"
         dropped = "; what was not finished has been removed" if done.dropped else ""
         click.echo(f"gmodiff: stopped; {left}{dropped}", err=True)
         sys.exit(TERMINATED if stop.terminated else INTERRUPTED)
     if done.failed:
         sys.exit(SOME_FAILED)
+
+
+def _note_leftovers(plan: PlanFile, shown: Watcher) -> None:
+    """How much is not merged, and what of it may be damaged photos."""
+    if plan.leftovers:
+        shown.note(f"{counted(len(plan.leftovers), 'file')} left over; --dry-run says why")
+    if plan.hidden:
+        shown.note(f"{counted(plan.hidden, 'hidden file')} passed over")
+    reasons = dict(plan.leftovers)
+    for alike in by_reason((place, reasons[place]) for place in plan.unreadable):
+        for place, why in alike[:MOST_ALIKE]:
+            shown.note(f"cannot be read: {printable(place)}: {printable(why)}")
+        if len(alike) > MOST_ALIKE:
+            shown.note(f"cannot be read: {counted(len(alike) - MOST_ALIKE, 'file')} more for the same reason")
+    doubtful = [s for s in plan.sets if s.doubt]
+    for one in doubtful[:MOST_ALIKE]:
+        shown.note(f"{printable(one.output)} may lack a photo: {printable(one.doubt)}")
+    if len(doubtful) > MOST_ALIKE:
+        shown.note(f"{counted(len(doubtful) - MOST_ALIKE, 'more set')} may lack a photo; --dry-run says which")
 
 
 @contextmanager
@@ -234,19 +255,19 @@ def _settings(*, no_align: bool, **options: Any) -> Settings:
 def _told(done: Outcomes, plan: PlanFile, manifest: Path, page: Path, as_json: bool, quiet: bool) -> None:
     if as_json:
         facts = {"made": done.made, "kept": done.kept, "failed": done.failed, "left": done.left, "seconds": round(done.seconds, 1)}
-        leftovers = [{"photo": p, "why": w} for p, w in plan.leftovers]
-        click.echo(
-            json.dumps({**facts, "workers": done.workers, "manifest": str(manifest), "report": str(page), "leftovers": leftovers}, indent=1)
-        )
+        facts |= {"doubtful": {s.output: s.doubt for s in plan.sets if s.doubt}, "no_longer_planned": done.unplanned}
+        facts |= {"workers": done.workers, "manifest": str(manifest), "report": str(page)}
+        facts |= {"leftovers": [{"photo": p, "why": w} for p, w in plan.leftovers], "hidden": plan.hidden}
+        click.echo(json.dumps(facts, indent=1))
     elif not quiet:
         failed = f", {len(done.failed)} failed" if done.failed else ""
         kept = f", {len(done.kept)} up to date already" if done.kept else ""
-        click.echo(f"{len(done.made)} sets made{kept}{failed} in {_duration(done.seconds)}; look through {page}")
-
-
-def _printable(text: str) -> str:
-    """With what is no text in file names replaced."""
-    return text.encode("utf-8", "replace").decode()
+        doubtful = sum(bool(s.doubt) for s in plan.sets)
+        lacking = f", {doubtful} may lack a photo" if doubtful else ""
+        click.echo(f"{counted(len(done.made), 'set')} made{kept}{failed}{lacking} in {_duration(done.seconds)}; look through {page}")
+        if done.unplanned:
+            pictures = f"{counted(len(done.unplanned), 'earlier picture')} {'is' if len(done.unplanned) == 1 else 'are'}"
+            click.echo(f"{pictures} no longer in the plan, kept and marked so there: {printable(some_of(done.unplanned))}")
 
 
 def _duration(seconds: float) -> str:
@@ -286,7 +307,7 @@ class _Shown(Watcher):
         if self._bar is not None:
             self._task = self._bar.add_task("", total=total)
         up_to_date = f", {kept} up to date already" if kept else ""
-        self.note(f"{total} sets to make{up_to_date}" + (f", {workers} workers" if workers and total else ""))
+        self.note(f"{counted(total, 'set')} to make{up_to_date}" + (f", {counted(workers, 'worker')}" if workers and total else ""))
 
     def ended(self, output: str, row: Any) -> None:
         """See `batch.Watcher`."""
@@ -296,7 +317,7 @@ class _Shown(Watcher):
         if failed:
             self.note(f"failed: {output}: {row['error']}")
         elif self._bar is None and not self._quiet:
-            click.echo(f"{self._done}/{self._total} {_printable(output)} {row.get('seconds') or 0:.1f} s; {self._pace()}", err=True)
+            click.echo(f"{self._done}/{self._total} {printable(output)} {row.get('seconds') or 0:.1f} s; {self._pace()}", err=True)
         self.tick(0)
 
     def tick(self, running: int) -> None:
@@ -309,9 +330,9 @@ class _Shown(Watcher):
     def note(self, text: str) -> None:
         """See `batch.Watcher`."""
         if self._bar is not None:
-            self._bar.console.print(_printable(text), markup=False, highlight=False)
+            self._bar.console.print(printable(text), markup=False, highlight=False)
         elif not self._quiet:
-            click.echo(_printable(text), err=True)
+            click.echo(printable(text), err=True)
 
     def _pace(self) -> str:
         """Sets a minute so far, and the time that the rest takes at that rate."""

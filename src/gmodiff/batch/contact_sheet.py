@@ -5,14 +5,17 @@ from __future__ import annotations
 import base64
 import html
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from gmodiff.batch.manifest import FAILED, Manifest
-from gmodiff.batch.run import preview_of
+from gmodiff.batch.plan_file import PlanFile
+from gmodiff.batch.run import no_longer_planned, preview_of
 from gmodiff.batch.storage import is_url, join
+from gmodiff.batch.wording import MOST_ALIKE, by_reason, counted, printable
 from gmodiff.writer import replacing
 
 MOST_PICTURES = 2000
@@ -25,13 +28,17 @@ MUCH_INFERRED_PERCENT, MUCH_DISAGREEMENT_STOPS, LITTLE_HEADROOM_STOPS, FAR_MOVED
 ROUTINE = "refined by the pixels"
 """In notes that tell of what is done with most brackets: exposures from metadata are rounded."""
 
+GONE, NO_LONGER_PLANNED = "gone", "no longer in the plan: of an earlier run, and never removed by this program"
+"""Mark of a row whose set the plan no longer holds, and what the page says of it."""
+
 
 def warnings_of(row: Mapping[str, Any]) -> list[str]:
     """What is worth a look in a finished set, the worst first."""
+    doubt = [str(row["doubt"])] if row.get("doubt") else []
     if row["status"] == FAILED:
-        return [str(row.get("error", "failed"))]
+        return [str(row.get("error", "failed")), *doubt]
     result = row.get("result") or {}
-    found = []
+    found = doubt
     inferred = _inferred(row)
     if inferred >= MUCH_INFERRED_PERCENT:
         found.append(f"{inferred:.1f} % of the picture is inferred")
@@ -59,19 +66,42 @@ def worst_first(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return sorted(rows, key=key)
 
 
-def write_contact_sheet(manifest: Path, output: str, page: Path) -> Path:
-    """The page of everything a manifest tells. Raises InputError where there is no manifest, OutputError where it cannot be written."""
-    rows = worst_first(list(Manifest(manifest).finished.values()))
+def write_contact_sheet(manifest: Path, output: str, page: Path, plan: PlanFile | None = None) -> Path:
+    """The page of everything a manifest tells, and of what a plan leaves over or no longer holds.
+
+    Raises InputError where the manifest cannot be read, OutputError where the page cannot be written.
+    """
+    record = Manifest(manifest)
+    gone = set() if plan is None else set(no_longer_planned(record, plan))
+    doubts = {} if plan is None else {s.output: s.doubt for s in plan.sets}
+    rows = worst_first([{**r, "doubt": doubts.get(name, r.get("doubt", ""))} for name, r in record.finished.items() if name not in gone])
     failed = sum(r["status"] == FAILED for r in rows)
     warned = sum(bool(warnings_of(r)) for r in rows) - failed
+    summary = f"{counted(len(rows), 'set')}: {failed} failed, {warned} with warnings, {len(rows) - failed - warned} without"
+    summary += f"; {len(gone)} no longer in the plan" if gone else ""
+    rows += [{**record.finished[name], GONE: True} for name in sorted(gone)]
     shown = rows[:MOST_PICTURES]
     cards = "\n".join(_card(row, manifest, output, page) for row in shown)
-    left_out = f"<p>{len(rows) - len(shown)} more sets are in {html.escape(manifest.name)}.</p>" if len(rows) > len(shown) else ""
-    summary = f"{len(rows)} sets: {failed} failed, {warned} with warnings, {len(rows) - failed - warned} without"
-    content = _PAGE.replace("@SUMMARY@", summary).replace("@LEFT@", left_out).replace("@CARDS@", cards)
+    more = len(rows) - len(shown)
+    left_out = f"<p>{counted(more, 'more set')} {'is' if more == 1 else 'are'} in {html.escape(manifest.name)}.</p>" if more else ""
+    left_out += "" if plan is None else _leftovers(plan)
+    parts = {"@SUMMARY@": summary, "@CARDS@": cards, "@LEFT@": left_out}
+    content = re.sub("|".join(parts), lambda mark: parts[mark[0]], _PAGE)  # at once: a file may be called @CARDS@
     with replacing(page, force=True) as temporary:
         temporary.write_text(content, encoding="utf-8", errors="replace")
     return page
+
+
+def _leftovers(plan: PlanFile) -> str:
+    """Files that are in no set, by their reasons."""
+    if not plan.leftovers:
+        return ""
+    lines = []
+    for alike in by_reason(plan.leftovers):
+        lines += [f"<li>{html.escape(printable(place))}: {html.escape(printable(why))}</li>" for place, why in alike[:MOST_ALIKE]]
+        more = len(alike) - MOST_ALIKE
+        lines += [f"<li>and {counted(more, 'file')} more for the same reason</li>"] if more > 0 else []
+    return f"<details><summary>{counted(len(plan.leftovers), 'file')} left over</summary><ul>{''.join(lines)}</ul></details>"
 
 
 def _inferred(row: Mapping[str, Any]) -> float:
@@ -81,12 +111,12 @@ def _inferred(row: Mapping[str, Any]) -> float:
 
 def _card(row: Mapping[str, Any], manifest: Path, output: str, page: Path) -> str:
     name = html.escape(row["output"])
-    notes = warnings_of(row)
-    state = "failed" if row["status"] == FAILED else "warned" if notes else "fine"
+    notes = [NO_LONGER_PLANNED] if row.get(GONE) else warnings_of(row)
+    state = "gone" if row.get(GONE) else "failed" if row["status"] == FAILED else "warned" if notes else "fine"
     told = "".join(f"<li>{html.escape(n)}</li>" for n in notes[:6]) + (f"<li>{len(notes) - 6} more</li>" if len(notes) > 6 else "")
     photos = ", ".join(html.escape(str(p.get("place", "")).rsplit("/", 1)[-1]) for p in row["photos"])
     picture = '<div class="none">no picture</div>'
-    if state != "failed":
+    if row["status"] != FAILED:
         try:
             data = base64.b64encode(preview_of(manifest, row["output"]).read_bytes()).decode()
             picture = (
@@ -145,6 +175,7 @@ dl div { display: flex; justify-content: space-between; gap: 0 8px; flex-wrap: w
 dd { margin: 0; font-variant-numeric: tabular-nums; }
 ul { margin: 0 12px 8px; padding-left: 18px; overflow-wrap: anywhere; } .failed ul { color: var(--bad); } .warned ul { color: var(--warn); }
 .photos { margin: 0 12px 12px; color: var(--soft); font-size: 13px; overflow-wrap: anywhere; }
+article.gone { opacity: 0.6; } details { margin: 16px 0; overflow-wrap: anywhere; }
 body:has(#warned:checked) article.fine { display: none; }
 </style>
 <header><h1>@SUMMARY@</h1><label><input type="checkbox" id="warned"> only those with warnings</label></header>

@@ -8,6 +8,7 @@ The first line says what the file is: format, version. Every other line is one e
     bytes, sha256     of the result
     seconds, cpu_seconds, peak_mb   of making it: by the clock, by the processors, and most memory the worker ever held
     result            size, frames, reference, exposure source, headroom, provenance summary, notes
+    doubt             what the set may lack, one line; only where there is a doubt
     error             of a failed set, one line            finished   UTC, ISO 8601
 """
 

@@ -22,13 +22,13 @@ from gmodiff.batch.capacity import KEPT_FREE, free_bytes, set_bytes, worker_coun
 from gmodiff.batch.manifest import DONE, FAILED, STARTED, Manifest, Row
 from gmodiff.batch.one_set import Job, Settings
 from gmodiff.batch.plan_file import PlanFile, PlannedSet
-from gmodiff.batch.storage import is_url, join, size, stamp
+from gmodiff.batch.storage import HIDDEN, is_url, join, size, stamp
 from gmodiff.batch.watcher import Watcher
 from gmodiff.batch.workers import Outcome, Stop, run_here
 from gmodiff.errors import InputError, OutputError
 from gmodiff.runtime import NO_MODEL
 
-MANIFEST, REPORT, HIDDEN = "batch.jsonl", "batch.html", ".gmodiff-batch"
+MANIFEST, REPORT = "batch.jsonl", "batch.html"
 UNKNOWN_PIXELS = 24_000_000
 """Assumed of photos whose size a plan does not tell, when memory is reckoned."""
 
@@ -41,13 +41,17 @@ CLOCKS_APART_S = 60.0
 
 @dataclass
 class Outcomes:
-    """What a batch did: names of the sets made, up to date, failed; those left, not begun or dropped; of these, those dropped."""
+    """What a batch did: names of the sets made, up to date, failed; those left, not begun or dropped; of these, those dropped.
+
+    unplanned: pictures of earlier runs, still there, whose photos are looked through but whose set is no longer in the plan.
+    """
 
     made: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
+    unplanned: list[str] = field(default_factory=list)
     seconds: float = 0.0
     workers: int = 0
     disk_full: str = ""
@@ -95,13 +99,14 @@ def run_batch(
             watcher.begins(len(jobs), len(outcomes.kept), outcomes.workers)
 
             begun: set[str] = set()
+            doubts = {s.output: s.doubt for s in plan.sets}
 
             def starting(job: Job) -> None:
                 begun.add(job.output)
                 record.append({"output": job.output, "status": STARTED, "photos": [], "settings": {}, "finished": _now()})
 
             def ended(job: Job, outcome: Outcome) -> None:
-                _finish(job, outcome, record, outcomes, state, watcher, stop)
+                _finish(job, outcome, record, outcomes, doubts.get(job.output, ""), watcher, stop)
 
             if not jobs:
                 pass
@@ -122,12 +127,32 @@ def run_batch(
                 )
             over = {*outcomes.made, *outcomes.kept, *outcomes.failed}
             outcomes.left = [s.output for s in plan.sets if s.output not in over]
+            outcomes.unplanned = [n for n in no_longer_planned(record, plan) if n in record.done and size(join(output, n)) is not None]
             outcomes.dropped = [name for name in outcomes.left if name in begun]
         finally:
             if scratch is not None:
                 shutil.rmtree(scratch, ignore_errors=True)
         outcomes.seconds = time.monotonic() - started
         return outcomes
+
+
+def no_longer_planned(record: Manifest, plan: PlanFile) -> list[str]:
+    """Results of earlier runs that a plan could hold, and does not: of its photos or files, or of what was below what it looked through.
+
+    Results of other cards, and of folders that this plan is not about, are none of them.
+    """
+    now = {s.output for s in plan.sets}
+    known = {_identity(p) for s in plan.sets for p in s.photos} | {_identity(p) for p, _ in plan.leftovers}
+    below = tuple(_identity(s).rstrip("/") + ("/" if is_url(s) else os.sep) for s in plan.sources)
+
+    def within(place: str) -> bool:
+        return place in known or place.startswith(below)
+
+    return [n for n, row in record.finished.items() if n not in now and any(within(_identity(str(p.get("place")))) for p in row["photos"])]
+
+
+def _identity(place: str) -> str:
+    return place if is_url(place) else os.path.abspath(place)
 
 
 def manifest_of(output: str, manifest: Path | None = None) -> Path:
@@ -294,13 +319,14 @@ def _is_own(target: str) -> bool:
 # ---- after each set -------------------------------------------------------------------------------------------------------
 
 
-def _finish(job: Job, outcome: Outcome, record: Manifest, outcomes: Outcomes, state: Path, watcher: Watcher, stop: Stop) -> None:
+def _finish(job: Job, outcome: Outcome, record: Manifest, outcomes: Outcomes, doubt: str, watcher: Watcher, stop: Stop) -> None:
     """Write down what became of a set: picture first, then preview, then the row."""
     preview = outcome.pop("preview", b"")
     full = outcome.pop("full", False)
     if outcome.pop("kept", False):
         before = record.finished[job.output]
-        record.append({**before, "photos": outcome["photos"], "finished": _now()})
+        told = {k: v for k, v in before.items() if k != "doubt"} | ({"doubt": doubt} if doubt else {})
+        record.append({**told, "photos": outcome["photos"], "finished": _now()})
         outcomes.kept.append(job.output)
         watcher.ended(job.output, record.finished[job.output])
         return
@@ -317,6 +343,7 @@ def _finish(job: Job, outcome: Outcome, record: Manifest, outcomes: Outcomes, st
         "settings": job.settings.as_dict(),
         "asked": asked,
         "version": __version__,
+        **({"doubt": doubt} if doubt else {}),
         **outcome,
         "finished": _now(),
     }

@@ -19,6 +19,9 @@ from typing import Any
 
 from gmodiff.errors import InputError, MissingDependencyError, OutputError
 
+HIDDEN = ".gmodiff-batch"
+"""The folder beside results where a batch keeps what is its own."""
+
 OBJECT_STORES = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oci", "memory")
 """Protocols whose uploads appear when they are complete."""
 
