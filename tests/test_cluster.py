@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -14,12 +15,15 @@ import gmodiff
 from cards import run_inline, write_card
 from command_line import run
 from gmodiff import read
+from gmodiff.batch.card import read_card
 from gmodiff.batch.manifest import Manifest
-from gmodiff.batch.storage import join
+from gmodiff.batch.storage import _url_of, join
+from gmodiff.errors import InputError
 from test_batch import pictures
 
 distributed = pytest.importorskip("distributed", reason="pip install 'gmodiff[cluster]'")
 fsspec = pytest.importorskip("fsspec")
+pytest.importorskip("fsspec.implementations.memory")
 
 SOURCE = Path(gmodiff.__file__).parents[1]
 NONE = ["--model", "none"]
@@ -157,6 +161,72 @@ def test_photos_and_pictures_in_a_memory_file_system_through_a_cluster(memory_ca
     (tmp_path / "a.jpg").write_bytes(memory_card.cat_file(names[0]))
     assert read(tmp_path / "a.jpg").gain_map is not None
     assert (tmp_path / "night.html").is_file()
+
+
+class Hosted(fsspec.implementations.memory.MemoryFileSystem):
+    """As sftp:// and ftp://: the host is of the connection, and no part of a path."""
+
+    protocol = "hosted"
+    stores: ClassVar[dict[str, dict]] = {}
+    cachable = False
+
+    def __init__(self, host, **options):
+        super().__init__(**options)
+        self.store, self.pseudo_dirs = self.stores.setdefault(host, {}), [""]
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        inside = path.split("://", 1)[1].partition("/")[2] if "://" in path else path
+        return f"/{inside.strip('/')}".rstrip("/")
+
+    @staticmethod
+    def _get_kwargs_from_urls(url):
+        return {"host": url.split("://", 1)[1].partition("/")[0]}
+
+
+@pytest.fixture
+def hosted(tmp_path, monkeypatch):
+    """hosted://me@far:22 with a bracket in /card, and another host of the same protocol."""
+    fsspec.register_implementation("hosted", Hosted, clobber=True)
+    monkeypatch.setattr(Hosted, "stores", {})
+    for path in write_card(tmp_path / "local", 1)[0]:
+        Hosted("me@far:22").put_file(str(path), f"/card/{path.name}")
+    return Hosted
+
+
+@pytest.mark.parametrize("source", ["hosted://me@far:22/card", "hosted://me@far:22/card/", "hosted://me@far:22", "hosted://me@far:22/"])
+def test_user_host_and_port_of_a_card_stay(hosted, source):
+    card = read_card([source])
+    assert sorted(card.places.values()) == [f"hosted://me@far:22/card/IMG_000{n}.jpg" for n in range(3)]
+    with pytest.raises(InputError, match="there is no such file"):
+        read_card(["hosted://near/card"])
+
+
+def test_photos_and_pictures_of_hosts(hosted, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("gmodiff.batch.run.run_here", run_inline)
+    options = ["-o", "hosted://near/out", "--manifest", str(tmp_path / "m.jsonl"), *NONE]
+    for expected in ("1 set made", "0 sets made, 1 up to date"):
+        code, told, err = run(["batch", "hosted://me@far:22/card", *options], capsys)
+        assert code == 0, err
+        assert expected in told
+    assert list(hosted("near").store) == ["/out/IMG_0000_3.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("key", "path", "url", "expected"),
+    [
+        ("bucket/a/b.jpg", "bucket/a", "s3://bucket/a", "s3://bucket/a/b.jpg"),
+        ("bucket/a/b.jpg", "bucket", "s3://bucket/", "s3://bucket/a/b.jpg"),
+        ("bucket/b.jpg", "bucket/b.jpg", "s3://bucket/b.jpg", "s3://bucket/b.jpg"),
+        ("/card/b.jpg", "/card", "memory://card", "memory://card/b.jpg"),
+        ("/card/b.jpg", "", "memory://", "memory://card/b.jpg"),
+        ("/tmp/a/b.jpg", "/tmp/a", "file:///tmp/a/", "file:///tmp/a/b.jpg"),
+        ("/b.jpg", "/", "sftp://me@host:22/", "sftp://me@host:22/b.jpg"),
+        ("/home/b.jpg", "/home", "sftp://host/home", "sftp://host/home/b.jpg"),
+    ],
+)
+def test_the_url_of_what_a_listing_names(key, path, url, expected):
+    assert _url_of(key, path, url) == expected
 
 
 def test_a_memory_file_system_without_a_cluster_and_what_changes_in_it(memory_card, tmp_path, capsys, monkeypatch):

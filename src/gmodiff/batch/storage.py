@@ -72,14 +72,24 @@ def file_system(url: str) -> tuple[Any, str]:
 def list_url(url: str) -> list[tuple[str, str]]:
     """(URL, stamp) of every file below a URL, by name; of itself where it is a file. Raises InputError."""
     system, path = file_system(url)
-    protocol = url[: url.index("://") + 3]
     try:
         found = system.find(path, detail=True)
     except Exception as error:
         raise InputError(f"{url}: cannot be listed ({_line(error)})") from None
     if not found:
         raise InputError(f"{url}: there is no such file, and no folder with files in it")
-    return [(protocol + key.lstrip("/") if protocol != "file://" else key, _stamp(info)) for key, info in sorted(found.items())]
+    return [(_url_of(key, path, url), _stamp(info)) for key, info in sorted(found.items())]
+
+
+def _url_of(key: str, path: str, url: str) -> str:
+    """The URL of what a listing calls key, below url, which it calls path: some file systems leave the host out of both."""
+    if key == path:
+        return url
+    protocol, rest = url[: url.index("://") + 3], url[url.index("://") + 3 :]
+    folder = path.rstrip("/") + "/"
+    if rest.strip("/") and key.startswith(folder):
+        return f"{protocol}{rest.rstrip('/')}/{key.removeprefix(folder)}"
+    return protocol + (key if protocol == "file://" else key.lstrip("/"))
 
 
 def stamp(place: str) -> str:
