@@ -261,7 +261,7 @@ def test_a_photo_that_cannot_be_read_is_named_by_the_run_in_the_report_and_in_th
     assert code == 0
     assert f"cannot be read: {torn}/IMG_0004.jpg: IMG_0004.jpg is not a photo" in err
     assert f"IMG_0003_2.jpg may lack a photo: {DOUBT}" in err
-    assert "3 sets made, 1 may lack a photo in" in out
+    assert "3 sets made (1 may lack a photo) in" in out
     assert Manifest(tmp_path / "out" / MANIFEST).finished["IMG_0003_2.jpg"]["doubt"] == DOUBT
     page = (tmp_path / "out" / REPORT).read_text()
     assert f"<li>{DOUBT}</li>" in page
@@ -490,6 +490,8 @@ def cut_after_the_start(manifest: Path, output: str) -> None:
 def test_after_a_kill_between_a_picture_and_its_line_the_batch_goes_on(mine):
     card, out = mine
     cut_after_the_start(out / MANIFEST, "1.jpg")
+    record = Manifest(out / MANIFEST)
+    record.append({**record.last["1.jpg"], "finished": "2100-01-01T00:00:00+00:00"})  # a later start that was killed too
     assert made(card, out) == (["1.jpg"], ["0.jpg", "2.jpg"])
 
 

@@ -263,7 +263,7 @@ def _told(done: Outcomes, plan: PlanFile, manifest: Path, page: Path, as_json: b
         failed = f", {len(done.failed)} failed" if done.failed else ""
         kept = f", {len(done.kept)} up to date already" if done.kept else ""
         doubtful = sum(bool(s.doubt) for s in plan.sets)
-        lacking = f", {doubtful} may lack a photo" if doubtful else ""
+        lacking = f" ({doubtful} may lack a photo)" if doubtful else ""
         click.echo(f"{counted(len(done.made), 'set')} made{kept}{failed}{lacking} in {_duration(done.seconds)}; look through {page}")
         if done.unplanned:
             pictures = f"{counted(len(done.unplanned), 'earlier picture')} {'is' if len(done.unplanned) == 1 else 'are'}"

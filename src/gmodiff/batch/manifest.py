@@ -33,7 +33,8 @@ Row = Mapping[str, Any]
 class Manifest:
     """A manifest file, there or still to be made.
 
-    last: the last line of each output; finished: the last that is done or failed; done: the last that is done.
+    last: the last line of each output; finished: the last that is done or failed; done: the last that is done; begun: of those that were
+    started and not finished since, the first such start.
     notes: lines that are no events, left out.
     Raises InputError where the file cannot be read, FileFormatError where it is of another version or no manifest at all.
     """
@@ -43,6 +44,7 @@ class Manifest:
         self.last: dict[str, Row] = {}
         self.finished: dict[str, Row] = {}
         self.done: dict[str, Row] = {}
+        self.begun: dict[str, Row] = {}
         self.notes: list[str] = []
         self._begin_again = False
         self._read()
@@ -74,8 +76,11 @@ class Manifest:
 
     def _take(self, row: Row) -> None:
         self.last[row["output"]] = row
-        if row["status"] != STARTED:
+        if row["status"] == STARTED:
+            self.begun.setdefault(row["output"], row)
+        else:
             self.finished[row["output"]] = row
+            self.begun.pop(row["output"], None)
         if row["status"] == DONE:
             self.done[row["output"]] = row
 

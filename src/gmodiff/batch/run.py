@@ -290,8 +290,8 @@ def _check_free(jobs: Sequence[Job], record: Manifest) -> None:
 
 def _left_by_a_kill(job: Job, record: Manifest) -> bool:
     """A picture that was begun and has no further line may be there already: a kill came between the picture and its line."""
-    row = record.last.get(job.output)
-    if row is None or row["status"] != STARTED:
+    row = record.begun.get(job.output)
+    if row is None:
         return False
     if is_url(job.target):
         return True
