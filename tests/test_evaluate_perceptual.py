@@ -9,6 +9,7 @@ import pytest
 from gmodiff.errors import InputError, MissingDependencyError
 from gmodiff.evaluate import perceptual
 from gmodiff.evaluate.metrics import Scorer
+from piq_standin import put_stand_ins
 from scenes import small_scene
 
 torch = pytest.importorskip("torch", reason="ColorVideoVDP needs torch")
@@ -62,36 +63,13 @@ def test_piq_metrics_say_which_weights_are_missing(name, monkeypatch, tmp_path):
 @pytest.mark.parametrize("name", ["lpips", "dists"])
 def test_piq_metrics_run_with_weights_that_are_there(name, monkeypatch, tmp_path):
     """Random weights in the files' place: the distance of identical pictures is still zero, and grows with damage."""
-    perceptual.import_torchvision()
-    from torchvision.models import vgg16
-
-    folder = tmp_path / "checkpoints"
-    folder.mkdir()
-    torch.manual_seed(0)
-    features = {k: v for k, v in vgg16().state_dict().items() if k.startswith("features")}
-    channels = (64, 128, 256, 512, 512)
-    if name == "lpips":
-        own = [torch.rand(1, c, 1, 1) for c in channels]
-    else:
-        own = {k: torch.rand(1, 3 + sum(channels), 1, 1) for k in ("alpha", "beta")}
-        total = sum(float(w.sum()) for w in own.values())  # DISTS is one minus a mean: its weights sum to one
-        own = {k: w / total for k, w in own.items()}
-    (folder / perceptual.VGG_FILE).touch()
-    (folder / perceptual.PIQ_FILES[name]).touch()
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *a, **k: own)
-    monkeypatch.setattr("piq.perceptual.vgg16", lambda **k: _with(vgg16(), features))
+    put_stand_ins(name, monkeypatch, tmp_path)
     metric = perceptual.load(name)
     picture = np.random.default_rng(0).random((64, 64, 3)).astype(np.float32)
     noise = np.random.default_rng(1).standard_normal(picture.shape).astype(np.float32)
     values = [metric(np.clip(picture + s * noise, 0, 1), picture, {}, 800.0)[name] for s in (0.0, 0.02, 0.2)]
     assert values[0] == pytest.approx(0, abs=1e-5)
     assert values[0] < values[1] < values[2]
-
-
-def _with(model, weights):
-    model.load_state_dict(weights, strict=False)
-    return model
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,12 @@
 """Training of the full-size system on a stand-in backbone: stages learn, go on where they were killed, and leave the released files."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.nn.utils import parametrize
 
 from gmodiff.errors import FileFormatError, GMODiffError, InputError
@@ -14,9 +16,10 @@ from gmodiff.model.sd21 import assemble
 from gmodiff.model.sd21_backbone import open_backbone
 from gmodiff.model.sd21_files import read_sd21
 from gmodiff.train.full_size import perceptual_loss, regress, three_frames
-from gmodiff.train.loop import CHECKPOINT, WEIGHTS, train
+from gmodiff.train.loop import CHECKPOINT, WEIGHTS, check, train
 from gmodiff.train.recipes import FULL_MASK, FULL_ONE_STEP, FULL_REGRESSOR, Recipe
 from gmodiff.train.stages import begin
+from piq_standin import put_stand_ins
 from sd21_standin import RANK, SHAPE, Reference, checkpoint
 
 pytest.importorskip("diffusers")
@@ -63,15 +66,48 @@ def dareg(tmp_path_factory) -> Path:
 # ---- what the networks see ----
 
 
-def test_three_frames_are_the_shortest_the_reference_and_the_longest():
-    linear = torch.arange(1, 5).float()[None, :, None, None, None].expand(1, 4, 3, 2, 2) / 10
-    batch = {"linear": linear, "coverage": torch.ones(1, 4, 1, 2, 2), "stops": torch.tensor([[0.0, -3.0, 2.0, -1.0]])}
-    encoded, exposures = three_frames(batch)
-    assert exposures.tolist() == [[1.0, 8.0, 32.0]]
-    torch.testing.assert_close(encoded[0, :, 0, 0, 0] ** GAMMA, torch.tensor([0.2, 0.1, 0.3]))
+def frames(stops: list[float], clipped: list[float]) -> dict[str, torch.Tensor]:
+    """A batch of one scene whose frames are flat: the first is the reference."""
+    count = len(stops)
+    linear = torch.arange(1, count + 1).float()[None, :, None, None, None].expand(1, count, 3, 2, 2) / 10
+    return {
+        "linear": linear,
+        "coverage": torch.ones(1, count, 1, 2, 2),
+        "stops": torch.tensor([stops]),
+        "clipped": torch.tensor([clipped]),
+        "truth": torch.full((1, 3, 2, 2), 0.25),
+    }
+
+
+def test_three_frames_are_chosen_as_in_use():
+    three = three_frames(frames([0.0, -3.0, 2.0, -1.0], [0.5, 0.0, 0.9, 0.1]))  # the one a stop shorter clips, so the shortest
+    assert three.exposures.tolist() == [[1.0, 8.0, 32.0]]
+    assert three.white.tolist() == [0.125]
+    torch.testing.assert_close(three.encoded[0, :, 0, 0, 0] ** GAMMA, torch.tensor([0.2, 0.1, 0.3]))
+    torch.testing.assert_close(three.truth, torch.full((1, 3, 2, 2), 0.25))
+
+    longer = three_frames(frames([0.0, -3.0, 2.0, -1.0, 0.7], [0.5, 0.0, 0.9, 0.0, 0.8]))  # it does not clip: the long one is near too
+    torch.testing.assert_close(longer.exposures, torch.tensor([[1.0, 2.0, 2.0 * 2**0.7]]))
+    torch.testing.assert_close(longer.truth, torch.ones(1, 3, 2, 2))  # in units of that frame's white, two stops above the shortest's
+
+    alone = three_frames(frames([0.0, 2.0], [0.5, 0.9]))  # no shorter frame: the reference takes its place
+    assert alone.exposures.tolist() == [[1.0, 1.0, 4.0]]
+
+
+def test_what_a_frame_does_not_cover_shows_the_reference():
+    batch = frames([0.0, -3.0, 2.0, -1.0], [0.5, 0.0, 0.9, 0.1])
     batch["coverage"] = torch.tensor([1.0, 0.0, 0.0, 1.0])[None, :, None, None, None].expand(1, 4, 1, 2, 2)
-    encoded, _ = three_frames(batch)  # the reference's 0.1, at 1/8 and 4 times its exposure
+    encoded = three_frames(batch).encoded  # the reference's 0.1, at 1/8 and 4 times its exposure
     torch.testing.assert_close(encoded[0, :, 0, 0, 0] ** GAMMA, torch.tensor([0.0125, 0.1, 0.4]))
+
+
+def test_a_crop_knows_what_clips_in_its_whole_frame(store):
+    from gmodiff.full_estimate import clipped_share
+
+    batch = batches(store, 2)
+    shares = [[clipped_share(c, 65536) for c in store[k].codes] for k in range(3)]
+    for found in batch["clipped"].tolist():
+        assert any(found == pytest.approx(s) for s in shares)
 
 
 # ---- stages 1 and 2 ----
@@ -94,7 +130,7 @@ def test_the_regressor_learns_then_its_mask_and_the_released_file_is_read(store,
     assert all(torch.equal(v, frozen[k]) == (k not in head) for k, v in network.state_dict().items())
     assert loss_of(begin(masked, found), batch) < loss_of(begin(masked, weights), batch)
     released, _ = read_dareg(tmp_path / "two" / "dareg_mask.pth", SHAPE)
-    encoded, exposures = three_frames(batch)
+    encoded, exposures, _, _ = three_frames(batch)
     with torch.no_grad():
         assert torch.equal(regress(released, encoded, exposures).mask, regress(network, encoded, exposures).mask)
 
@@ -147,7 +183,7 @@ def test_one_step_learns_and_leaves_files_that_load(store, dareg, backbone, tmp_
     trained.eval()
     assert loss_of(trained, batch, "gain") < 0.9 * at_first["gain"]
     assert loss_of(trained, batch, "mu") < 0.9 * at_first["mu"]
-    encoded, exposures = three_frames({k: v[:1] for k, v in batch.items()})
+    encoded, exposures, _, _ = three_frames({k: v[:1] for k, v in batch.items()})
     with torch.no_grad():
         _, _, _, wanted = trained._refined({k: v[:1] for k, v in batch.items()})
     found = system.refine(encoded[0], exposures[0]).gain
@@ -172,6 +208,73 @@ def test_stopped_and_gone_on_is_the_same_as_never_stopped(store, dareg, backbone
     assert backbone_alone == []  # nothing of the backbone is kept
 
 
+def test_computing_again_gives_the_same_gradients_and_keeps_less(dareg, backbone, store):
+    batch = batches(store)
+
+    def learned(recompute: bool) -> tuple[dict[str, torch.Tensor], int]:
+        stage = begin(small(FULL_ONE_STEP, recompute=recompute), None, dareg, str(backbone))
+        for parameter in stage.parameters():
+            parameter.requires_grad_(False)
+        for parameter in stage.learned():
+            parameter.requires_grad_(True)
+        kept = 0
+
+        def keep(values: torch.Tensor) -> torch.Tensor:
+            nonlocal kept
+            kept += values.numel()
+            return values
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda values: values):
+            loss, _ = stage(batch, 0)
+        loss.backward()
+        return {n: p.grad for n, p in stage.named_parameters() if p.grad is not None}, kept
+
+    (plain, much), (again, little) = learned(False), learned(True)
+    assert plain.keys() == again.keys()
+    for name, gradient in plain.items():
+        torch.testing.assert_close(again[name], gradient, rtol=1e-4, atol=1e-7, msg=name)
+    assert little < 0.5 * much
+
+
+def test_judging_changes_nothing_and_copies_no_backbone(dareg, backbone, store, monkeypatch):
+    recipe = small(FULL_ONE_STEP, bf16=True)
+    stage = begin(recipe, None, dareg, str(backbone))
+    before = {k: v.clone() for k, v in stage.named_parameters()} | {k: v.clone() for k, v in stage.named_buffers()}
+    modes = [m.training for m in stage.modules()]
+    averaged = {k: v + 1e-3 for k, v in stage.state_dict().items()}
+    seen = {}
+
+    def looked(batch):
+        seen.update({k: v.clone() for k, v in stage.state_dict().items()}, recipe=stage.recipe, training=stage.training)
+        return {"psnr": 1.0}
+
+    monkeypatch.setattr(stage, "check", looked)
+    monkeypatch.setattr("copy.deepcopy", lambda *_: pytest.fail("the system was copied"))
+    assert check(stage, store, averaged) == {"psnr": 1.0}
+    assert not seen.pop("recipe").bf16
+    assert not seen.pop("training")
+    assert all(torch.equal(v, averaged[k]) for k, v in seen.items())
+    now = dict(stage.named_parameters()) | dict(stage.named_buffers())
+    assert all(torch.equal(v, now[k]) for k, v in before.items())
+    assert [m.training for m in stage.modules()] == modes
+    assert stage.recipe is recipe
+
+
+def test_a_run_goes_on_with_the_same_backbone_wherever_it_lies(store, dareg, backbone, tmp_path):
+    recipe = small(FULL_ONE_STEP, steps=3)
+    moved = tmp_path / "moved"
+    shutil.copytree(backbone, moved)
+    given = {"regressor": dareg, "workers": 0, "say": lambda _: None}
+    train(recipe, store, tmp_path / "run", backbone=str(backbone), stop_after=2, **given)
+    train(recipe, store, tmp_path / "run", backbone=str(moved), **given)
+    file = next((moved / "vae").glob("*.safetensors"))
+    weights = load_file(file)
+    name = next(iter(weights))
+    save_file(weights | {name: weights[name] + 1e-3}, file)
+    with pytest.raises(InputError, match="was begun with backbone"):
+        train(replace(recipe, steps=3), store, tmp_path / "run", backbone=str(moved), **given)
+
+
 def test_the_adversarial_gradient_turns_round(dareg, backbone, store):
     """What makes the judge better makes the generator worse at deceiving it: their gradients have opposite signs."""
     recipe = small(FULL_ONE_STEP, adversarial=1.0)
@@ -192,3 +295,18 @@ def test_dists_is_taken_only_where_its_weights_are(monkeypatch, tmp_path):
     assert perceptual_loss("auto") == "pyramid"
     with pytest.raises(GMODiffError, match="dists"):
         perceptual_loss("dists")
+
+
+def test_dists_teaches_where_its_weights_are(store, dareg, backbone, monkeypatch, tmp_path):
+    pytest.importorskip("piq")
+    put_stand_ins("dists", monkeypatch, tmp_path)
+    assert perceptual_loss("auto") == "dists"
+    recipe = small(FULL_ONE_STEP, steps=2, perceptual="dists")
+    stage = begin(recipe, None, dareg, str(backbone))
+    batch = batches(store)
+    _, parts = stage(batch, 0)
+    assert 0 < float(parts["look"].detach()) < 1
+    adapter = next(m for m in stage.system.gain_decoder.modules() if parametrize.is_parametrized(m)).parametrizations.weight[0]
+    assert torch.autograd.grad(parts["look"], adapter.up)[0].abs().max() > 0
+    out = train(recipe, store, tmp_path / "run", regressor=dareg, backbone=str(backbone), workers=0, say=lambda _: None)
+    assert out.is_file()

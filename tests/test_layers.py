@@ -64,9 +64,23 @@ FOLDERS = {
     | {"datasets", "decode", "exposure", "floatfiles", "reader"},
     "model": {"errors", "gainmap", "model"},
     # what merges a set is loaded in the worker, when it merges
-    "batch": {"batch", "bracket", "errors", "grouping", "image", "networks", "pipeline", "runtime", "summary", "tiling", "writer"},
+    "batch": {
+        "batch",
+        "bracket",
+        "errors",
+        "exposure",
+        "grouping",
+        "image",
+        "networks",
+        "pipeline",
+        "runtime",
+        "summary",
+        "tiling",
+        "writer",
+    },
     "web": set(ALLOWED) | {"exposure", "grouping", "inspection", "reader", "summary", "web", "writer"},
-    "train": set(ALLOWED) - {"full_estimate", "full_model"} | {"datasets", "evaluate", "model", "reader", "train", "writer"},
+    # full_estimate: which frames the published network gets, in training as in use
+    "train": set(ALLOWED) - {"full_model"} | {"datasets", "evaluate", "model", "reader", "train", "writer"},
     "evaluate": set(ALLOWED) | {"datasets", "evaluate", "reader", "runtime", "writer"},
 }
 """Folders of modules and what their modules may import beyond themselves: evaluation never a model or training, nothing the command."""

@@ -22,7 +22,7 @@ from gmodiff.model.regressor import Regressor, Shape, full_gain
 from gmodiff.model.weights import read_weights
 from gmodiff.simulate import Camera
 from gmodiff.train import loop
-from gmodiff.train.crops import Batches, Place, cut, stack
+from gmodiff.train.crops import PER_FRAME, Batches, Place, cut, stack
 from gmodiff.train.losses import average_precision, errs, estimate_loss, full_size
 from gmodiff.train.recipes import MASK, REGRESSOR
 from gmodiff.train.scenes import SceneStore, TrainingScene, draw, find_sources, render, simulated
@@ -224,7 +224,7 @@ def test_some_crops_are_means_of_twice_the_side(store):
     assert 0 < len(shrunk) < len(places)
     small, large = cut(store[shrunk[0].scene], shrunk[0], 32), cut(store[shrunk[0].scene], replace(shrunk[0], shrink=1), 64)
     for name, values in small.items():
-        wanted = large[name] if name == "stops" else torch.nn.functional.avg_pool2d(large[name], 2)
+        wanted = large[name] if name in PER_FRAME else torch.nn.functional.avg_pool2d(large[name], 2)
         assert torch.equal(values, wanted)
 
 

@@ -64,18 +64,27 @@ def short_middle_long(bracket: Bracket) -> tuple[int, int, int]:
     else the shortest; the long one the one after it that lies about as far away as the short one. Where there is none on a side, the
     reference takes its place.
     """
-    middle, stops = bracket.reference, np.log2(bracket.relative_exposures)
-    short = next((i for i in range(middle - 1, -1, -1) if _clipped(bracket, i) <= SHORT_CLIPS), 0)
+    return three_of(np.log2(bracket.relative_exposures).tolist(), bracket.reference, lambda i: _clipped(bracket, i))
+
+
+def three_of(stops: Sequence[float], middle: int, clipped: Callable[[int], float]) -> tuple[int, int, int]:
+    """The rule of `short_middle_long`. stops: of each frame, in any order.   clipped: share of a frame's pixels with a clipped channel."""
+    darker = sorted((i for i in range(len(stops)) if stops[i] < stops[middle]), key=lambda i: -stops[i])
+    brighter = (i for i in range(len(stops)) if stops[i] > stops[middle])
+    short = next((i for i in darker if clipped(i) <= SHORT_CLIPS), darker[-1] if darker else middle)
     distance = stops[middle] - stops[short] if short != middle else 2.0
-    after = range(middle + 1, len(bracket.frames))
-    long = min(after, key=lambda i: abs(stops[i] - stops[middle] - distance), default=middle)
+    long = min(brighter, key=lambda i: abs(stops[i] - stops[middle] - distance), default=middle)
     return short, middle, long
 
 
 def _clipped(bracket: Bracket, index: int) -> float:
     """Part of the pixels with a clipped channel; of every few, in large pictures."""
-    codes = bracket.frames[index].encoded
-    step = max(1, int((codes[..., 0].size / 1e6) ** 0.5))
+    return clipped_share(bracket.frames[index].encoded)
+
+
+def clipped_share(codes: NDArray[Any], samples: float = 1e6) -> float:
+    """Part of the pixels of (H, W, 3) uint8 or uint16 codes with a clipped channel; of about so many samples, in large pictures."""
+    step = max(1, int((codes[..., 0].size / samples) ** 0.5))
     return float((codes[::step, ::step].max(axis=2) >= CLIPPED_ENCODED * np.iinfo(codes.dtype).max).mean())
 
 

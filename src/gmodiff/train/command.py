@@ -146,6 +146,7 @@ def sd21_mask(**options: Any) -> None:
     click.option(
         "--adversarial", type=click.FloatRange(min=0, max=10), callback=_finite, help="Weight of the term in latents; the release has 0."
     ),
+    click.option("--recompute", is_flag=True, default=None, help="Less memory, more time: compute activations again for the gradients."),
 )  # fmt: skip
 def sd21_onestep(**options: Any) -> None:
     """Stage 3 at full size."""
@@ -195,8 +196,6 @@ def _run(
     seen = f"{len(sources.hdr)} HDR pictures and {len(sources.photos)} photos, {recipe.scenes} simulated brackets"
     recipe = replace(recipe, data=seen, hardware=where)
     store = SceneStore(sources, _scene_seed(recipe, start if stage in ("mask", "sd21-mask") else regressor), cache)
-    if backbone is not None and Path(backbone).exists():
-        backbone = str(Path(backbone).resolve())  # however it is spelled when the run goes on
     try:
         weights = train(
             recipe,
@@ -236,8 +235,8 @@ def _scene_seed(recipe: Recipe, regressor: Path | None) -> int:
 
     if recipe.stage in ("regressor", "sd21-regressor"):
         return recipe.seed
-    if regressor is None:
-        return REGRESSOR.seed
+    if regressor is None or (recipe.full_size and regressor.suffix != ".safetensors"):
+        return REGRESSOR.seed  # a released file says nothing of itself
     facts = (read_dareg(regressor, recipe.full) if recipe.full_size else read_weights(regressor))[1]
     return int(facts.get("recipe", {}).get("seed", REGRESSOR.seed))
 

@@ -13,6 +13,7 @@ from torch.nn.functional import avg_pool2d
 from torch.utils.data import Dataset
 
 from gmodiff.errors import InputError
+from gmodiff.full_estimate import clipped_share
 from gmodiff.moving_scene import generator
 from gmodiff.train.recipes import Recipe
 from gmodiff.train.scenes import SceneStore, TrainingScene
@@ -26,7 +27,10 @@ CHECK_FROM, CHECK_PX = 1_000_000, 256
 
 Batch = dict[str, Tensor]
 """linear (B, n, 3, H, W), stops (B, n), coverage (B, n, 1, H, W), merged, encoded and truth (B, 3, H, W): see `Regressor.forward`;
-truth is relative to the short frame's white."""
+clipped (B, n): share of the whole frame's pixels that clip; truth is relative to the shortest frame's white."""
+PER_FRAME = ("stops", "clipped")
+"""Of a batch, what has no pixels."""
+CLIPPED_SAMPLES = 65536
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,7 @@ def cut(scene: TrainingScene, place: Place, side: int) -> Batch:
     values = {
         "linear": linear,
         "stops": scene.stops,
+        "clipped": np.array([clipped_share(c, CLIPPED_SAMPLES) for c in scene.codes], np.float32),
         "coverage": turned(scene.coverage[..., None]).astype(np.float32) / np.float32(255),
         "merged": turned(scene.merged)[channels].astype(np.float32),
         "encoded": codes[0, channels].astype(np.float32) / np.float32(255),
@@ -116,7 +121,7 @@ def cut(scene: TrainingScene, place: Place, side: int) -> Batch:
     }
     tensors = {name: torch.from_numpy(np.ascontiguousarray(v)) for name, v in values.items()}
     if place.shrink > 1:
-        tensors |= {name: avg_pool2d(v, place.shrink) for name, v in tensors.items() if name != "stops"}
+        tensors |= {name: avg_pool2d(v, place.shrink) for name, v in tensors.items() if name not in PER_FRAME}
     return tensors
 
 

@@ -1,7 +1,7 @@
 """Training of the full-size system as published: regressor, mask, and one step on Stable Diffusion 2.1 with adapters (sections 3.3, 3.4).
 
 The photos of a scene become what the released program takes: short frame, reference and long frame, encoded with a gamma of 2.2, exposures
-relative to the short frame's: the shortest and the longest of the scene, where `full_estimate` chooses by what clips. Runs leave the files
+relative to the short frame's, chosen as `full_estimate` chooses them in use. Runs leave the files
 that the released program has in the same layout, `dareg_mask.pth` after the mask and `gmodiff.pkl` after one step:
 `gmodiff merge --model sd21 --backbone BACKBONE --weights RUN` uses both.
 
@@ -13,15 +13,17 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
+from torch.utils.checkpoint import checkpoint
 
 from gmodiff.errors import GMODiffError, InputError
 from gmodiff.evaluate.perceptual import PiqMetric
+from gmodiff.full_estimate import three_of
 from gmodiff.model.dareg import GAMMA, DaReg, Regressed, network_input
 from gmodiff.model.regressor import mu_gain, radiance_from_mu_gain
 from gmodiff.model.released import (
@@ -60,7 +62,10 @@ def begin_full_size(recipe: Recipe, start: Path | None, regressor: Path | None, 
         dareg, facts = read_dareg(regressor, recipe.full)
         if "steps" in facts and "sd21-mask" not in facts["steps"]:
             raise InputError(f"--regressor {regressor} has no trained mask: gmodiff train sd21-mask makes it")
-        return FullOneStepStage(recipe, facts, untrained(open_backbone(backbone), dareg))
+        opened = open_backbone(backbone)
+        stage = FullOneStepStage(recipe, facts, untrained(opened, dareg))
+        stage.rests_on = {"backbone": opened.digest()}
+        return stage
     if recipe.stage == "sd21-mask" and start is None:
         raise InputError("sd21-mask is trained on a finished regressor: give its run or weights with --from")
     dareg, facts = (DaReg(recipe.full), {}) if start is None else read_dareg(start, recipe.full)
@@ -70,19 +75,36 @@ def begin_full_size(recipe: Recipe, start: Path | None, regressor: Path | None, 
 # ---- what the published networks see ------------------------------------------------------------------------------------------
 
 
-def three_frames(batch: Batch) -> tuple[Tensor, Tensor]:
-    """(B, 3, 3, H, W) short, reference and long frame, encoded with GAMMA, and (B, 3) exposures relative to the short frame's.
+class Three(NamedTuple):
+    """Short frame, reference and long frame.
 
-    What a frame does not cover shows the reference's light at that frame's exposure, as in `full_estimate`.
+    encoded: (B, 3, 3, H, W), with GAMMA.   exposures: (B, 3), relative to the short frame's.
+    truth: (B, 3, H, W) radiance relative to the short frame's white.   white: (B,), the short frame's exposure relative to the reference's.
+    """
+
+    encoded: Tensor
+    exposures: Tensor
+    truth: Tensor
+    white: Tensor
+
+
+def three_frames(batch: Batch) -> Three:
+    """The frames that `full_estimate` would choose of each scene, by its exposures and by what clips.
+
+    What a frame does not cover shows the reference's light at that frame's exposure, as there.
     """
     stops = batch["stops"]
     rows = torch.arange(len(stops), device=stops.device)
-    chosen = torch.stack([stops.argmin(dim=1), torch.zeros_like(rows), stops.argmax(dim=1)], dim=1)
+    of_each = zip(stops.tolist(), batch["clipped"].tolist(), strict=True)
+    chosen = torch.tensor([three_of(s, 0, c.__getitem__) for s, c in of_each], device=stops.device)
     linear, covered = (batch[k][rows[:, None], chosen] for k in ("linear", "coverage"))
     exposures = torch.exp2(stops.gather(1, chosen))
     unseen = (batch["linear"][:, :1] * exposures[..., None, None, None]).clamp(max=1)
     encoded = (covered * linear + (1 - covered) * unseen).clamp(0, 1) ** (1 / GAMMA)
-    return encoded, exposures / exposures[:, :1]
+    white = exposures[:, 0]
+    # A batch's truth is in units of its shortest frame's white, which need not be the frame that was chosen.
+    truth = batch["truth"] * (white / torch.exp2(stops.min(dim=1).values))[:, None, None, None]
+    return Three(encoded, exposures / exposures[:, :1], truth, white)
 
 
 def regress(dareg: DaReg, encoded: Tensor, exposures: Tensor) -> Regressed:
@@ -128,16 +150,16 @@ class FullEstimateStage(Stage):
 
     def forward(self, batch: Batch, step: int) -> tuple[Tensor, Parts]:
         """See `Stage`."""
-        found, reference = self._regressed(batch)
-        by_gain, by_mu, _, _ = published_loss(found.gain, batch["truth"], reference)
+        found, three = self._regressed(batch)
+        by_gain, by_mu, _, _ = published_loss(found.gain, three.truth, three.encoded[:, 1])
         return by_gain + by_mu, {"gain": by_gain, "mu": by_mu}
 
     def check(self, batch: Batch) -> dict[str, float]:
         """PSNR-mu of the estimate and of the classical merge."""
-        found, reference = self._regressed(batch)
-        estimated = radiance_from_mu_gain(found.gain, reference)
-        white = 2.0 ** float(batch["stops"].min())
-        return {"psnr_mu": psnr_mu(estimated, batch["truth"]), "merged_psnr_mu": psnr_mu(batch["merged"] * white, batch["truth"])}
+        found, three = self._regressed(batch)
+        estimated = radiance_from_mu_gain(found.gain, three.encoded[:, 1])
+        merged = batch["merged"] * three.white[:, None, None, None]
+        return {"psnr_mu": psnr_mu(estimated, three.truth), "merged_psnr_mu": psnr_mu(merged, three.truth)}
 
     def write(self, path: Path, facts: dict[str, Any]) -> None:
         """Our weights, and the released program's file beside them."""
@@ -145,12 +167,12 @@ class FullEstimateStage(Stage):
         if self.recipe.stage == "sd21-regressor":
             return  # the released file holds a trained mask
         with replacing(path.with_name(DAREG_FILE), force=True) as unfinished:
-            torch.save({"state_dict": self.dareg.state_dict()}, unfinished)
+            torch.save({"state_dict": {k: v.cpu() for k, v in self.dareg.state_dict().items()}}, unfinished)
 
-    def _regressed(self, batch: Batch) -> tuple[Regressed, Tensor]:
+    def _regressed(self, batch: Batch) -> tuple[Regressed, Three]:
         # Never in bfloat16: the sigmoids at the end would round to 1 and pass no gradient back.
-        encoded, exposures = three_frames(batch)
-        return regress(self.dareg, encoded, exposures), encoded[:, 1]
+        three = three_frames(batch)
+        return regress(self.dareg, three.encoded, three.exposures), three
 
 
 class FullMaskStage(FullEstimateStage):
@@ -162,15 +184,15 @@ class FullMaskStage(FullEstimateStage):
 
     def forward(self, batch: Batch, step: int) -> tuple[Tensor, Parts]:
         """See `Stage`."""
-        found, reference = self._regressed(batch)
-        wrong = wrong_luminance(found.gain.detach(), batch["truth"], reference)
+        found, three = self._regressed(batch)
+        wrong = wrong_luminance(found.gain.detach(), three.truth, three.encoded[:, 1])
         # The network ends in a sigmoid, as published; its logit is what the loss is stable on.
         return mask_loss(torch.logit(found.mask, eps=1e-6), wrong), {"share": wrong.mean()}
 
     def check(self, batch: Batch) -> dict[str, float]:
         """Average precision beside the share of doubtful pixels; and the estimate's figures."""
-        found, reference = self._regressed(batch)
-        wrong = wrong_luminance(found.gain, batch["truth"], reference)
+        found, three = self._regressed(batch)
+        wrong = wrong_luminance(found.gain, three.truth, three.encoded[:, 1])
         return super().check(batch) | {"average_precision": average_precision(found.mask, wrong), "share": float(wrong.mean())}
 
 
@@ -210,6 +232,8 @@ class FullOneStepStage(Stage):
             for name in modules:
                 module = self._home(listed).get_submodule(name)
                 parametrize.register_parametrization(module, "weight", Adapter(_weight(module), recipe.rank))
+        if recipe.recompute:  # inside the UNet block by block, which is where most of the memory goes
+            system.unet.enable_gradient_checkpointing()
         self.judge = _judge() if recipe.adversarial > 0 else nn.Identity()
         self.perceptual = _dists() if recipe.perceptual == "dists" else None
         self.train()
@@ -244,13 +268,14 @@ class FullOneStepStage(Stage):
         """See `Stage`. The adversarial term works on latents; its gradient is turned round on its way to the generator, so that one
         optimiser trains both (Ganin and Lempitsky 2015, section 3).
         """
-        encoded, _, latent, gain = self._refined(batch)
-        by_gain, by_mu, found, wanted = published_loss(gain, batch["truth"], encoded[:, 1])
+        three, _, latent, gain = self._refined(batch)
+        reference = three.encoded[:, 1]
+        by_gain, by_mu, found, wanted = published_loss(gain, three.truth, reference)
         by_look = pyramid_loss(found, wanted) if self.perceptual is None else self.perceptual(found.clamp(0, 1), wanted.clamp(0, 1))
         loss, parts = by_gain + by_mu + by_look, {"gain": by_gain, "mu": by_mu, "look": by_look}
         if self.recipe.adversarial > 0:
             with torch.no_grad():
-                true, _ = self.system.gain_encoder(mu_gain(batch["truth"], encoded[:, 1]).clamp(max=1))
+                true, _ = self.system.gain_encoder(mu_gain(three.truth, reference).clamp(max=1))
             real, made = self.judge(true), self.judge(_TurnedRound.apply(latent, self.recipe.adversarial))  # type: ignore[no-untyped-call]
             told_apart = functional.softplus(-real).mean() + functional.softplus(made).mean()
             loss, parts = loss + told_apart, parts | {"told_apart": told_apart}
@@ -259,14 +284,14 @@ class FullOneStepStage(Stage):
     @torch.no_grad()
     def check(self, batch: Batch) -> dict[str, float]:
         """PSNR-mu of the regressor's estimate and of what became of it."""
-        encoded, estimate, _, gain = self._refined(batch)
+        three, estimate, _, gain = self._refined(batch)
         pictures = {"estimate": estimate, "refined": gain.clamp(0, 1)}
-        return {f"{k}_psnr_mu": psnr_mu(radiance_from_mu_gain(g, encoded[:, 1]), batch["truth"]) for k, g in pictures.items()}
+        return {f"{k}_psnr_mu": psnr_mu(radiance_from_mu_gain(g, three.encoded[:, 1]), three.truth) for k, g in pictures.items()}
 
     def write(self, path: Path, facts: dict[str, Any]) -> None:
         """The adapters as `gmodiff convert` keeps them, and the released program's two files beside them."""
         stored = self.stored()
-        dareg = self.system.dareg.state_dict()
+        dareg = {k: v.cpu() for k, v in self.system.dareg.state_dict().items()}
         with replacing(path, force=True) as unfinished:
             save_adapters(released_from(dareg, stored, DAREG_FILE, GMODIFF_FILE), unfinished, facts)
         for name, content in ((DAREG_FILE, {"state_dict": dareg}), (GMODIFF_FILE, stored)):
@@ -282,13 +307,13 @@ class FullOneStepStage(Stage):
                 for name in lists[listed]:
                     adapter_there = _adapter(self._home(listed).get_submodule(name))
                     for half, values in (("A", adapter_there.down), ("B", adapter_there.up)):
-                        parts[part][f"{name}.lora_{half}.{adapter}.weight"] = values.detach().clone()
+                        parts[part][f"{name}.lora_{half}.{adapter}.weight"] = values.detach().cpu().clone()
         for part, network, begins in (("unet", self.system.unet, "conv_in."), ("vae", self.system.gain_decoder, "decoder.skip_conv_")):
             for name, values in network.state_dict().items():
                 if name.startswith(begins) and not _of_adapter(name):
                     module, _, leaf = name.replace(".parametrizations.weight.original", ".weight").rpartition(".")
-                    parts[part][f"{module}.base_layer.{leaf}"] = values.detach().clone()
-        proj = {k: v.detach().clone() for k, v in self.system.context.state_dict().items()}
+                    parts[part][f"{module}.base_layer.{leaf}"] = values.detach().cpu().clone()
+        proj = {k: v.detach().cpu().clone() for k, v in self.system.context.state_dict().items()}
         ranks = {f"rank_{part}": self.recipe.rank for part in ADAPTERS}
         return {**lists, **ranks, **{f"state_dict_{part}": values for part, values in parts.items()}, "proj": proj}
 
@@ -302,21 +327,27 @@ class FullOneStepStage(Stage):
             return system.frame_encoder
         return system.gain_encoder if listed == "vae_lora_encoder_modules" else system.gain_decoder
 
-    def _refined(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _refined(self, batch: Batch) -> tuple[Three, Tensor, Tensor, Tensor]:
         """The frames, the estimate's gain, the latent after the step, and the gain that it decodes to, not cut."""
         system = self.system
-        encoded, exposures = three_frames(batch)
+        three = three_frames(batch)
         with torch.no_grad():
-            estimate = regress(system.dareg, encoded, exposures)
-        with self._autocast(encoded.device):
+            estimate = regress(system.dareg, three.encoded, three.exposures)
+        with self._autocast(three.encoded.device):
             context = system.context(estimate.mask, estimate.prior)
-            z_c, _ = system.frame_encoder(encoded[:, 0])
-            z, features = system.gain_encoder(estimate.gain)
-            at = torch.full((1,), system.step.timestep, device=encoded.device)
-            eps = system.unet(torch.cat([z, z_c], dim=1), at, encoder_hidden_states=context, return_dict=False)[0]
+            z_c, _ = self._part(system.frame_encoder, three.encoded[:, 0])
+            z, features = self._part(system.gain_encoder, estimate.gain)
+            at = torch.full((1,), system.step.timestep, device=z.device)
+            (eps,) = self._part(system.unet, torch.cat([z, z_c], dim=1), at, encoder_hidden_states=context, return_dict=False)
             latent = system.step.x0(z.float(), eps.float())
-            decoded = system.gain_decoder(latent, features, context)
-        return encoded, estimate.gain, latent, decoded.float() / 2 + 0.5
+            decoded = self._part(system.gain_decoder, latent, features, context)
+        return three, estimate.gain, latent, decoded.float() / 2 + 0.5
+
+    def _part(self, network: nn.Module, *inputs: Any, **options: Any) -> Any:
+        """One network of the system; with `recompute`, nothing inside it is kept for the gradients (Chen et al. 2016, section 3)."""
+        if self.recipe.recompute and torch.is_grad_enabled():
+            return checkpoint(network, *inputs, use_reentrant=False, **options)
+        return network(*inputs, **options)
 
 
 def _adaptable(network: nn.Module, chosen: Callable[[str], bool] = lambda _: True) -> tuple[str, ...]:

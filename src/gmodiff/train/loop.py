@@ -7,12 +7,12 @@ held near deviation 1 by each process among its own crops, and for sd21-onestep,
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -101,18 +101,16 @@ def train(
     """
     team = Team.join()
     try:
-        return _train(
-            team, begin(recipe, start, regressor, backbone), store, out, _given(store, start, regressor, backbone), workers, say, stop_after
-        )
+        stage = begin(recipe, start, regressor, backbone)
+        return _train(team, stage, store, out, _given(store, start, regressor) | dict(stage.rests_on), workers, say, stop_after)
     finally:
         team.leave()
 
 
-def _given(store: SceneStore, start: Path | None, regressor: Path | None, backbone: str | None) -> dict[str, str]:
-    """What a run rests on beyond its recipe."""
+def _given(store: SceneStore, start: Path | None, regressor: Path | None) -> dict[str, str]:
+    """What a run rests on beyond its recipe, by content."""
     files = {"start": start, "regressor": regressor}
-    named = {} if backbone is None else {"backbone": backbone}
-    return {"pictures": store.digest} | {k: "none" if p is None else fingerprint("", {k: p}) for k, p in files.items()} | named
+    return {"pictures": store.digest} | {k: "none" if p is None else fingerprint("", {k: p}) for k, p in files.items()}
 
 
 def _train(
@@ -201,20 +199,34 @@ def _train(
 @torch.no_grad()
 def check(stage: Stage, store: SceneStore, averaged: dict[str, Tensor]) -> dict[str, float]:
     """Means of the stage's figures, of the averaged weights on the scenes that steer; NaN counts for nothing."""
-    judged = _with(stage, averaged)
     found: dict[str, list[float]] = {}
-    for number in range(stage.recipe.check_scenes):
-        for name, value in judged.check(check_scene(store, number)).items():
-            found.setdefault(name, []).append(value)
+    device = next(stage.parameters()).device
+    with _holding(stage, averaged):
+        for number in range(stage.recipe.check_scenes):
+            batch = {k: v.to(device) for k, v in check_scene(store, number).items()}
+            for name, value in stage.check(batch).items():
+                found.setdefault(name, []).append(value)
     return {k: float(torch.tensor(v).nanmean()) for k, v in found.items()}
 
 
-def _with(stage: Stage, averaged: dict[str, Tensor]) -> Stage:
-    """A copy on the processor that holds the averaged weights."""
-    copied = copy.deepcopy(stage).cpu()
-    copied.recipe = replace(stage.recipe, bf16=False)  # judged as users run it
-    copied.load_state_dict({k: v.cpu() for k, v in averaged.items()})
-    return copied.eval()
+@contextmanager
+def _holding(stage: Stage, averaged: dict[str, Tensor]) -> Iterator[None]:
+    """Within, the stage holds the averaged weights, in use and in float32, as users run it; after, all is as before to the last bit.
+
+    In place, and only what learns is kept meanwhile: a full-size system does not fit twice.
+    """
+    trained = {k: v.detach().clone() for k, v in stage.state_dict().items()}
+    recipe, modes = stage.recipe, [(m, m.training) for m in stage.modules()]
+    try:
+        stage.load_state_dict(averaged)
+        stage.recipe = replace(recipe, bf16=False)
+        stage.eval()
+        yield
+    finally:
+        stage.load_state_dict(trained)
+        stage.recipe = recipe
+        for module, training in modes:
+            module.training = training
 
 
 class _Told(Dataset["Batch | GMODiffError"]):
@@ -276,7 +288,8 @@ def _save_weights(out: Path, stage: Stage, averaged: dict[str, Tensor], step: in
         "hardware": before.get("hardware", {}) | {recipe.stage: recipe.hardware},
         **stage.facts(),
     }
-    _with(stage, averaged).write(out / WEIGHTS, facts)
+    with _holding(stage, averaged):
+        stage.write(out / WEIGHTS, facts)
 
 
 def _added(so_far: dict[str, int], stage: str, value: int) -> dict[str, int]:
@@ -313,7 +326,7 @@ def _resume(
     return int(state["step"]), float(state["spent"])
 
 
-_MAY_DIFFER = ("command", "data", "hours", "hardware", "expected", "save_every", "check_scenes")
+_MAY_DIFFER = ("command", "data", "hours", "hardware", "expected", "save_every", "check_scenes", "recompute")
 """Settings that do not change what a step does."""
 
 

@@ -22,7 +22,7 @@ class Recipe:
     save_every: steps from checkpoint to checkpoint.   check_scenes: how many scenes never trained on are looked at each time.
     seed: of scenes, crops and initial weights.   shape: of the regressor; autoencoder, denoiser: of the refiner's parts; full: of the
     published regressor.   rank, perceptual, adversarial: of sd21-onestep: of its adapters; "dists" or "pyramid"; weight of the adversarial
-    term, 0 for none, as released.
+    term, 0 for none, as released.   recompute: of sd21-onestep: activations are computed again when gradients need them.
     """
 
     stage: str
@@ -52,6 +52,7 @@ class Recipe:
     rank: int = 16
     perceptual: str = "pyramid"
     adversarial: float = 0.0
+    recompute: bool = False
 
     @property
     def full_size(self) -> bool:
@@ -60,7 +61,7 @@ class Recipe:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for a checkpoint or a card."""
-        shapes, of_one_step = {"shape", "autoencoder", "denoiser", "full"}, {"rank", "perceptual", "adversarial"}
+        shapes, of_one_step = {"shape", "autoencoder", "denoiser", "full"}, {"rank", "perceptual", "adversarial", "recompute"}
         used = {"full"} if self.full_size else {"shape"} if self.stage in ("regressor", "mask") else {"autoencoder", "denoiser"}
         left_out = shapes if self.stage == "sd21-onestep" else shapes | of_one_step
         plain = {k: v for k, v in asdict(self).items() if k not in left_out}

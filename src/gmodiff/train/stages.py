@@ -6,7 +6,9 @@ that a checkpoint is whole.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -47,9 +49,13 @@ CHECKED_STEPS = (100, 300, ONE_STEP_AT, 700, 900)
 
 
 class Stage(nn.Module):
-    """What the loop trains. before: facts of the weights it began with.   share: (rank, of how many) processes that train together."""
+    """What the loop trains. before: facts of the weights it began with.   share: (rank, of how many) processes that train together.
+
+    rests_on: hashes of further weights that a run goes on with only where they are the same.
+    """
 
     share: tuple[int, int] = (0, 1)
+    rests_on: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, recipe: Recipe, before: dict[str, Any]) -> None:
         super().__init__()
