@@ -333,13 +333,15 @@ def test_line_breaks_in_names_break_no_table(card, tmp_path, capsys):
 
 
 def test_thousands_left_over_for_one_reason_are_summed_up(capsys):
-    left = [(f"card/IMG_{n}.jpg", f"a copy of best/IMG_{n} (1).jpg") for n in range(3000)]
-    plan = PlanFile((), (("card/x.jpg", "a single photo"), *left, ("card/y.jpg", "a single photo")))
+    left = [(f"card/IMG_{n}.jpg", f"a copy of best/{'My ' * (n % 2)}IMG_{n} (1).jpg") for n in range(3000)]
+    odd = [(f"card/{n} {word}.jpg", f"{n} {word}.jpg is empty") for n in range(20) for word in ("a", "b")]
+    plan = PlanFile((), (("card/x.jpg", "a single photo"), *left, *odd, ("card/y.jpg", "a single photo")))
     lines = plan.as_text().splitlines()
-    assert len(lines) < 30
+    assert len(lines) < 50
+    assert "  and 20 files more for the same reason; --json names all" in lines
     assert "  and 2980 files more for the same reason; --json names all" in lines
     assert lines.index("  card/y.jpg: a single photo") == lines.index("  card/x.jpg: a single photo") + 1
-    assert len(plan.as_dict()["leftovers"]) == 3002
+    assert len(plan.as_dict()["leftovers"]) == 3042
 
 
 def test_file_names_that_are_no_text(card, tmp_path, capsys, inline):

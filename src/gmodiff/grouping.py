@@ -222,38 +222,34 @@ def _best_copies(shots: Sequence[Shot]) -> dict[tuple[object, ...], Shot]:
     """Of photos, in order of time, that are there more than once, the copy to use: in the folder where the photos taken just before and
     after it are, named as these are ("IMG_1 (1).jpg" and "IMG_1 copy.jpg" are not), else the one with the shortest name.
     """
+    facts = [_facts(s) for s in shots]
+    folders = [(s.path.parent, s.camera) for s in shots]
+    shapes = [re.sub(r"\d+", "#", Path(s.name).stem.lower()) for s in shots]  # names without their numbers
     copies: dict[tuple[object, ...], list[int]] = {}
     for at, shot in enumerate(shots):
         if shot.time is not None:
-            copies.setdefault(_facts(shot), []).append(at)
+            copies.setdefault(facts[at], []).append(at)
 
     def rank(at: int) -> tuple[int, int, int, int]:
-        shot = shots[at]
-        near = [
-            s for s in _around(shots, at) if s.path.parent == shot.path.parent and s.camera == shot.camera and _facts(s) != _facts(shot)
-        ]
-        alike = {_facts(s) for s in near if _shape(s) == _shape(shot)}
-        return -len({_facts(s) for s in near}), -len(alike), len(shot.name), at
+        near = [i for i in _around(shots, at) if folders[i] == folders[at] and facts[i] != facts[at]]
+        alike = {facts[i] for i in near if shapes[i] == shapes[at]}
+        return -len({facts[i] for i in near}), -len(alike), len(shots[at].name), at
 
-    return {facts: shots[min(places, key=rank)] for facts, places in copies.items() if len(places) > 1}
+    return {one: shots[min(places, key=rank)] for one, places in copies.items() if len(places) > 1}
 
 
-def _around(shots: Sequence[Shot], at: int) -> list[Shot]:
-    """Photos that a bracket could hold together with one of them, by time; shots are in its order."""
-    found: list[Shot] = []
+def _around(shots: Sequence[Shot], at: int) -> list[int]:
+    """Indices of photos that a bracket could hold together with one of them, by time; shots are in its order."""
+    found = []
     time = shots[at].time
-    for way in (reversed(range(at)), range(at + 1, len(shots))):
+    far = 4 * MAX_FRAMES  # copies are among them, and of a long series these are enough
+    for way in (range(at - 1, max(at - far, 0) - 1, -1), range(at + 1, min(at + far, len(shots)))):
         for i in way:
             other = shots[i].time
             if time is None or other is None or abs((other - time).total_seconds()) > MAX_PAUSE_MANUAL_S:
                 break
-            found.append(shots[i])
+            found.append(i)
     return found
-
-
-def _shape(shot: Shot) -> str:
-    """Its name without the numbers."""
-    return re.sub(r"\d+", "#", Path(shot.name).stem.lower())
 
 
 def _original(shot: Shot, before: Sequence[Shot]) -> Shot | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from gmodiff.batch.storage import name
+
 MOST_ALIKE = 20
 """Files named of one reason; further ones are counted."""
 
@@ -24,7 +26,8 @@ def by_reason(leftovers: Iterable[tuple[str, str]]) -> list[list[tuple[str, str]
     """(place, why) of files, those of one reason together, whatever names and numbers it holds; in the order of their first."""
     found: dict[str, list[tuple[str, str]]] = {}
     for place, why in leftovers:
-        found.setdefault(re.sub(r"\S+\.\w+|\d+", "#", why), []).append((place, why))
+        kind = re.sub(r"(?<= of ).*\.\w+|\S+\.\w+|\d+", "#", why.replace(name(place), "#"))
+        found.setdefault(kind, []).append((place, why))
     return list(found.values())
 
 
