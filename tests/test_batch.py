@@ -207,6 +207,7 @@ def test_an_empty_card_is_one_line(tmp_path, capsys):
             "set 1 (a.jpg): unknown key 'refrence'; did you mean 'reference'? expected output, photos, reference, ev",
         ),
         ({"set": []}, "unknown key 'set'; did you mean 'sets'?"),
+        ({"sets": [{"outptu": "a.jpg", "photos": ["a.jpg", "b.jpg"]}]}, "set 1: unknown key 'outptu'; did you mean 'output'?"),
         (
             {"sets": [{"output": "a.jpg", "photos": ["a.jpg", "b.jpg"]}, {"output": "b.jpg", "photos": ["c.jpg", "./a.jpg"]}]},
             "set 2 (b.jpg): photo './a.jpg' is in set 1 (a.jpg) too",
@@ -330,6 +331,24 @@ def test_line_breaks_in_names_break_no_table(card, tmp_path, capsys):
     assert len(out.splitlines()) == lines
     assert "a\\nb\\x1b[31m0" in out
     assert "\x1b" not in out
+
+
+def test_line_breaks_in_names_break_no_error(card, tmp_path, inline):
+    (tmp_path / "a\nb.jpg").write_bytes(b"somebody's")
+    plan = PlanFile((PlannedSet("a\nb.jpg", plan_of(card).sets[0].photos),))
+    with pytest.raises(InputError, match=r"a\\nb\.jpg exists and is not of this batch"):
+        run_batch(plan, str(tmp_path), Settings(model="none"))
+
+
+def test_ctrl_c_before_anything_was_begun_says_so(card, tmp_path, capsys, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gmodiff.batch.card.read_card", interrupted)
+    code, _, err = run(["batch", str(card), "-o", str(tmp_path / "out")], capsys)
+    assert code == 130
+    assert err == "gmodiff: stopped while looking at photos; nothing was begun\n"
+    assert not (tmp_path / "out").exists()
 
 
 def test_thousands_left_over_for_one_reason_are_summed_up(capsys):

@@ -113,7 +113,11 @@ def batch(
 
     if template is not None:
         check_template(template)
-    plan = _plan(cards, lists, frames, pattern, template, output, quiet or as_json)
+    try:
+        plan = _plan(cards, lists, frames, pattern, template, output, quiet or as_json)
+    except KeyboardInterrupt:
+        click.echo("gmodiff: stopped while looking at photos; nothing was begun", err=True)
+        sys.exit(INTERRUPTED)
     if dry_run:
         click.echo(json.dumps(plan.as_dict(), indent=1) if as_json else plan.as_text())
         check_names(plan.sets)  # afterwards, since the table shows what to do about it

@@ -231,10 +231,10 @@ def _check_photos(sets: Mapping[str, PlannedSet]) -> None:
 def _read_set(entry: Any, where: str) -> PlannedSet:
     if not isinstance(entry, Mapping):
         raise FileFormatError(f"{where}: expected an object with output and photos")
+    _check_keys(entry, SET_KEYS, where)
     output, photos = entry.get("output"), entry.get("photos")
     if not isinstance(output, str) or not isinstance(photos, list) or not all(isinstance(p, str) and p for p in photos):
         raise FileFormatError(f"{where}: expected output, a name, and photos, a list of paths")
-    _check_keys(entry, SET_KEYS, where)
     if not MIN_FRAMES <= len(photos) <= MAX_FRAMES:
         raise FileFormatError(f"{where}: {counted(len(photos), 'photo')}, expected {MIN_FRAMES} to {MAX_FRAMES}")
     if len({p if is_url(p) else os.path.realpath(p) for p in photos}) < len(photos):

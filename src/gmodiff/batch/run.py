@@ -24,6 +24,7 @@ from gmodiff.batch.one_set import Job, Settings
 from gmodiff.batch.plan_file import PlanFile, PlannedSet
 from gmodiff.batch.storage import HIDDEN, is_url, join, size, stamp
 from gmodiff.batch.watcher import Watcher
+from gmodiff.batch.wording import printable
 from gmodiff.batch.workers import Outcome, Stop, run_here
 from gmodiff.errors import InputError, OutputError
 from gmodiff.runtime import NO_MODEL
@@ -252,7 +253,7 @@ def _jobs(
     for one in sets:
         target = join(output, one.output)
         if not is_url(target) and os.path.realpath(target) in sources:
-            raise InputError(f"{target} is one of the photos: give another output folder or --name; photos are never replaced")
+            raise InputError(f"{printable(target)} is one of the photos: give another output folder or --name; photos are never replaced")
         row = None if again else record.finished.get(one.output)
         known = None
         if row is not None and _is_whole(row, one, settings, target) and record.last[one.output]["status"] == DONE:
@@ -277,10 +278,11 @@ def _check_free(jobs: Sequence[Job], record: Manifest) -> None:
     strangers = [j for j in jobs if j.output not in record.done and size(j.target) is not None and not _left_by_a_kill(j, record)]
     if not strangers:
         return
-    first = strangers[0].target
+    target = strangers[0].target
+    first = printable(target)
     more = f" (and {len(strangers) - 1} more)" if len(strangers) > 1 else ""
     # Without a manifest, previews tell too: some formats have no place for this program's mark.
-    if _is_own(first) or (not record.last and preview_of(record.path, strangers[0].output).exists()):
+    if _is_own(target) or (not record.last and preview_of(record.path, strangers[0].output).exists()):
         raise InputError(
             f"{first} exists and {record.path.name} does not tell of it{more}; gmodiff made it, perhaps this batch before its manifest was "
             "lost or cut: put the manifest back, or --force to make it anew, or give another output folder or --name"
