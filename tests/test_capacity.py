@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 
 import pytest
@@ -153,7 +154,7 @@ def test_ctrl_c_while_a_worker_starts_is_not_lost_here():
 
     def interrupted():
         with workers._without_interrupts():
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.pthread_kill(threading.get_ident(), signal.SIGINT)  # to this thread: libraries have others
             time.sleep(0.05)
             outlived.append(True)
 
