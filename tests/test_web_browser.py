@@ -223,6 +223,76 @@ def test_the_reference_exposures_and_use_of_photos_are_the_users(page):
     assert sorted(f["stops"] for f in facts["frames"]) == [-4.0, 0.0]
 
 
+def test_an_exposure_that_was_emptied_is_asked_for_and_one_set_back_is_the_photos(page):
+    drop(page, *EXAMPLES)
+    page.wait_for_selector(".bracket button.main")
+    field = page.locator(".thumbs input[type=number]").first
+    own = field.input_value()
+    for value, words in (("", "Fill in the exposure"), ("99", "not a number from -40 to 40")):
+        field.fill(value)
+        field.blur()
+        page.click(".bracket button.main")
+        assert words in page.inner_text("#problems")
+    field.fill(own)
+    field.blur()
+    page.click(".bracket button.main")
+    page.wait_for_selector("#viewer:not([hidden])", timeout=60_000)
+    assert page.evaluate("gmodiff.state.picture.facts.exposure_source") != "given"
+
+
+def test_photos_that_say_of_themselves_that_they_do_not_belong_together_are_left_over(page, tmp_path):
+    from PIL import Image
+
+    for n, path in enumerate(EXAMPLES):  # taken days apart
+        image = Image.open(path)
+        exif = image.getexif()
+        exif.get_ifd(0x8769)[0x9003] = f"2026:05:0{n + 1} 10:00:00"
+        image.resize((300, 200)).save(tmp_path / path.name, exif=exif)
+    drop(page, *sorted(tmp_path.glob("*.jpg")))
+    page.wait_for_selector("#leftovers .thumbs li")
+    assert page.locator("#leftovers .thumbs li").count() == 3
+    assert page.locator(".bracket button.main").count() == 0
+
+
+@pytest.mark.parametrize("size", [(1300, 850), (360, 700)])
+def test_look_brings_the_picture_into_view_and_marks_its_merge(page, size):
+    page.set_viewport_size({"width": size[0], "height": size[1]})
+    merged(page)
+    page.click(".bracket button.main")
+    until(page, "document.querySelectorAll('li[data-state=done]').length === 2")
+    page.evaluate("window.scrollTo(0, 0)")
+    page.locator("li[data-job] button:has-text('Look')").last.click()
+    settled(page)
+    top = page.evaluate("document.querySelector('#canvas').getBoundingClientRect().top")
+    assert 0 <= top < size[1] / 2
+    marked = page.locator("li[data-job][aria-current]")
+    assert marked.get_attribute("data-job") == page.evaluate("gmodiff.state.open")
+    assert marked.count() == 1
+
+
+def test_a_new_merge_begins_with_the_defaults(page):
+    merged(page)
+    before = page.evaluate("gmodiff.state.picture.id")
+    page.select_option("#base", "reference")
+    until(page, f"gmodiff.state.picture.id !== '{before}'")
+    first = page.evaluate("gmodiff.state.open")
+    page.click(".bracket button.main")
+    until(page, f"gmodiff.state.open !== '{first}'")
+    assert page.evaluate("gmodiff.state.picture.facts.rendering.base") == "tonemap"
+
+
+def test_ultra_hdr_is_offered_only_of_a_picture_that_has_a_gain_map(page, tmp_path):
+    from hdr_samples import picture
+
+    gmodiff.write(picture(120, 160), tmp_path / "phone.jpg")
+    data = (tmp_path / "phone.jpg").read_bytes()
+    drop(page, ("cut.jpg", data[: data.index(b"\xff\xd8", 100)]))
+    page.wait_for_selector("#viewer:not([hidden])")
+    assert "gain map" in page.inner_text("#warnings")
+    assert page.locator("#files-out a:has-text('Ultra HDR')").count() == 0
+    assert page.locator("#files-out a:has-text('EXR')").count() == 1
+
+
 def test_a_job_is_cancelled(page):
     drop(page, *EXAMPLES)
     page.click(".bracket button.main")
@@ -361,6 +431,50 @@ def test_a_reload_comes_back_to_the_picture(page):
     page.wait_for_timeout(1000)
     assert page.inner_text("#picture-title") == "sunset_1_hdr"
     assert [a for a in asked if a.startswith("pictures/") and a.count("/") == 1] == [f"pictures/{last}"]  # and no other was opened
+
+
+def test_what_the_browser_kept_wrongly_does_not_stop_the_page(page):
+    drop(page, *EXAMPLES)
+    page.wait_for_selector(".bracket button.main")
+    for wrong in ("7", '[{"ids": 3}, null]', '[{"ids": ["a", "b", "c"]}]'):
+        page.evaluate("([k, v]) => { for (const key of Object.keys(localStorage)) localStorage.setItem(key, v) }", ["", wrong])
+        page.reload()
+        page.wait_for_selector(".bracket button.main")
+        assert page.locator(".bracket .thumbs li").count() == 3
+    page.click(".bracket button.main")
+    page.wait_for_selector("li[data-state=done]", timeout=60_000)
+
+
+def test_brackets_told_twice_at_once_are_there_once(page):
+    drop(page, *EXAMPLES)
+    page.wait_for_selector(".bracket button.main")
+    page.evaluate("""() => { document.hasFocus = () => false;
+        for (let i = 0; i < 3; i++) window.dispatchEvent(new StorageEvent('storage', { key: 'brackets' })); }""")
+    page.wait_for_timeout(1500)
+    assert page.locator(".bracket").count() == 1
+
+
+def test_a_merge_that_ends_while_the_page_is_away_is_opened(page, served):
+    drop(page, *EXAMPLES)
+    page.click(".bracket button.main")
+    page.wait_for_selector("li[data-job]")
+    key = page.get_attribute("li[data-job]", "data-job")
+    page.goto("about:blank")
+    assert served.ended(key)["state"] == "done"
+    page.goto(served.url)
+    page.wait_for_selector("#viewer:not([hidden])")
+    assert page.inner_text("#picture-title") == "sunset_1_hdr"
+
+
+def test_a_reload_comes_back_to_a_checked_file(page, tmp_path):
+    from hdr_samples import picture
+
+    gmodiff.write(picture(120, 160), tmp_path / "phone.jpg")
+    drop(page, tmp_path / "phone.jpg")
+    page.wait_for_selector("#viewer:not([hidden])")
+    page.reload()
+    page.wait_for_selector("#viewer:not([hidden])")
+    assert "XMP and ISO agree" in page.inner_text("#facts")
 
 
 def test_a_checked_file_is_dropped_by_the_server_when_it_is_left(page, served):

@@ -203,6 +203,10 @@ def test_a_file_that_finds_no_room_is_refused(page, photos):
     with pytest.raises(InputError, match="--max-total"):
         page.written(picture.id, ".exr", quality=95, compact=False, strip=False)
     assert not list(picture.folder.glob("out*"))
+    page.workspace.limits = Limits()
+    page.written(picture.id, ".exr", quality=95, compact=False, strip=False).close()
+    page.workspace.limits = Limits(total_bytes=1)
+    page.written(picture.id, ".exr", quality=95, compact=False, strip=False).close()  # it is there already
 
 
 def test_finished_renditions_are_told_until_the_next_is_asked_for(page, photos):
@@ -231,11 +235,12 @@ def test_what_nobody_looked_at_for_a_day_goes_and_what_somebody_looked_at_stays(
 def test_a_checked_file_lies_on_the_disk_and_goes_when_it_is_left_or_old(page, photos):
     job = merged(page, photos)
     assert job.picture is not None
-    made = page.written(job.picture, ".jpg", quality=90, compact=False, strip=False)
+    with page.written(job.picture, ".jpg", quality=90, compact=False, strip=False) as file:
+        made = file.read()
 
     def checked() -> str:
         copy = page.workspace.folder / "copy.jpg"
-        copy.write_bytes(made.read_bytes())
+        copy.write_bytes(made)
         picture = page.check(copy, "mine.jpg")
         assert isinstance(picture.image.radiance, np.memmap)
         return picture.id
@@ -250,6 +255,30 @@ def test_a_checked_file_lies_on_the_disk_and_goes_when_it_is_left_or_old(page, p
     page.remove_old(page.picture(second).touched + KEPT_S + 60)
     assert second not in page.pictures
     assert not (page.workspace.folder / second).exists()
+
+
+def test_of_many_checked_files_those_nobody_looks_at_go(page, photos):
+    job = merged(page, photos)
+    assert job.picture is not None
+    with page.written(job.picture, ".jpg", quality=90, compact=False, strip=False) as file:
+        made = file.read()
+    found = []
+    for n in range(6):
+        copy = page.workspace.folder / "copy.jpg"
+        copy.write_bytes(made)
+        found.append(page.check(copy, f"{n}.jpg").id)
+        page.picture(found[0])  # somebody looks at the first all the while
+    assert [f for f in found if f not in page.pictures] == [found[1]]
+
+
+def test_a_photo_removed_just_before_its_merge_is_told_and_nothing_is_held(page, photos):
+    page.workspace.remove(photos[0].id)
+    with pytest.raises(InputError, match="this photo is not here any more"):
+        page.merge(MergeWanted(photos=[p.id for p in photos]))
+    with pytest.raises(InputError, match="16 photos"):
+        page.merge(MergeWanted(photos=[photos[1].id]))
+    page.workspace.remove(photos[1].id)
+    assert not photos[1].path.exists()
 
 
 def test_closing_twice_is_quick(page, photos):

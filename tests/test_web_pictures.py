@@ -11,6 +11,7 @@ import pytest
 from gmodiff.errors import InputError
 from gmodiff.radiometry import DISPLAY_P3, SRGB, srgb_decode
 from gmodiff.web.pictures import FILES_KEPT, TILE_PX, Picture, in_file
+from gmodiff.web.workspace import remove_folder
 from hdr_samples import picture
 
 
@@ -131,18 +132,39 @@ def test_a_pixel_tells_its_story(small):
 
 
 def test_files_are_made_once_per_setting(small):
-    first = small.written(".jpg")
-    made = first.stat().st_mtime_ns
-    assert small.written(".jpg") == first
-    assert first.stat().st_mtime_ns == made
-    assert small.written(".jpg", quality=60).stat().st_size < first.stat().st_size
+    with small.written(".jpg") as first, small.written(".jpg") as second, small.written(".jpg", quality=60) as smaller:
+        assert os.path.samestat(os.fstat(first.fileno()), os.fstat(second.fileno()))
+        assert os.fstat(smaller.fileno()).st_size < os.fstat(first.fileno()).st_size
 
 
 def test_only_the_last_files_of_a_picture_are_kept(small):
     for quality in range(1, FILES_KEPT + 5):
-        small.written(".jpg", quality=quality)
+        small.written(".jpg", quality=quality).close()
     assert len(list(small.folder.glob("out*"))) == FILES_KEPT
-    assert small.written(".png", quality=10) == small.written(".png", quality=90)
+    with small.written(".png", quality=10) as one, small.written(".png", quality=90) as other:
+        assert os.path.samestat(os.fstat(one.fileno()), os.fstat(other.fileno()))
+
+
+def test_a_file_that_was_removed_is_made_again_and_one_that_is_open_is_read_to_its_end(small):
+    with small.written(".jpg") as opened:
+        (place,) = small.folder.glob("out*")
+        whole = place.read_bytes()
+        place.unlink()
+        assert opened.read() == whole
+    assert small.made(".jpg") is None
+    with small.written(".jpg") as again:
+        assert again.read() == whole
+
+
+def test_who_looks_at_a_picture_that_is_gone_is_told_so(tmp_path):
+    shown = Picture("p", picture(700, 900), tmp_path / "folder")
+    shown.folder.mkdir()
+    shown.tile("radiance", 0, 0, 0)
+    shown.gone = True
+    remove_folder(shown.folder)
+    for look in (lambda: shown.tile("base", 1, 0, 0), lambda: shown.written(".png")):
+        with pytest.raises(InputError, match="not here any more"):
+            look()
 
 
 def test_a_full_disk_says_so_and_anything_else_does_not(tmp_path, monkeypatch):

@@ -121,6 +121,13 @@ def test_what_goes_wrong_is_one_line_and_the_next_job_runs(queue, capsys):
     assert ended(submit(queue, lambda job: None)).state == "done"
 
 
+def test_an_error_in_what_follows_stops_no_other_job(queue, capfd):
+    first = queue.submit(Job("merge", "first", {}), lambda job: None, after=lambda: 1 / 0)
+    second = queue.submit(Job("merge", "second", {}), lambda job: None)
+    assert (ended(first).state, ended(second).state) == ("done", "done")
+    assert "ZeroDivisionError" in capfd.readouterr().err
+
+
 def test_what_follows_a_job_is_done_once_however_it_ended(queue):
     told = []
 

@@ -199,6 +199,13 @@ def test_room_that_is_set_aside_is_not_given_twice(tmp_path):
             pass
     with space.room(600):
         pass
+    place = space.new_folder("merge")
+    with space.room(600, place):
+        (place / "half").write_bytes(bytes(300))
+        with space.room(300):  # 300 written, 300 still to come
+            pass
+        with pytest.raises(InputError, match="--max-total"), space.room(500):
+            pass
     space.close()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import secrets
+import signal
 import socket
 import sys
 import webbrowser
@@ -82,6 +83,8 @@ def serve(
             page.closing.set()  # pages that are open wait for events for ever
             super().handle_exit(sig, frame)
 
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # a terminal that is closed; not nohup
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
     try:
         Server(config).run(sockets=[listening])
     except KeyboardInterrupt:

@@ -101,9 +101,9 @@ class Guard:
         assert self.token is not None
         # By hand: the standard library's parser gives up at the first odd cookie, which another program of this host may have set.
         pairs = (part.strip().partition("=") for part in headers.get("cookie", "").split(";"))
-        kept = next((value for name, _, value in pairs if name == COOKIE.format(port=self.port)), "")
+        kept = [value for name, _, value in pairs if name == COOKIE.format(port=self.port)]  # one for each path it was set for
         bearer = headers.get("authorization", "").removeprefix("Bearer ")
-        return any(hmac.compare_digest(shown.encode(), self.token.encode()) for shown in (given, kept, bearer) if shown)
+        return any(hmac.compare_digest(shown.encode(), self.token.encode()) for shown in (given, *kept, bearer) if shown)
 
 
 def _with_headers(send: Send) -> Send:

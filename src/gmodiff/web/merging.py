@@ -34,7 +34,7 @@ from gmodiff.web.workspace import Upload
 ESTIMATE, ESTIMATES_KEPT = "estimate", 2
 """Files of a merge, by the refiner's share; and how many shares are kept."""
 
-MERGE_BYTES_PER_PIXEL, RENDITION_BYTES_PER_PIXEL = 70, 50
+MERGE_BYTES_PER_PIXEL, RENDITION_BYTES_PER_PIXEL = 40, 30
 """On the disk, of one photo's pixels: the merge with its estimates; a rendition with its pyramid and a file."""
 
 

@@ -98,6 +98,9 @@ async function take(files) {
   else { state.leftovers = [...before, ...state.leftovers]; drawBrackets(); }
 }
 
+// Photos that say neither when they were taken nor how long they were exposed, and look alike in size: nothing says that they do not belong together.
+const silent = (photos) => photos.every((p) => !p.taken && !p.exposure_time_s && p.width === photos[0].width && p.height === photos[0].height);
+
 // together: photos that belong in one bracket if their metadata does not say otherwise.
 async function arrange(ids, together = null, passed = 0) {
   try {
@@ -105,10 +108,10 @@ async function arrange(ids, together = null, passed = 0) {
     state.leftovers = found.leftovers;
     for (const group of found.groups) add(group);
     if (!found.groups.length && together) {
-      const bracket = await post('api/brackets', { photos: together });
-      bracket.why = 'dropped together';
-      state.leftovers = state.leftovers.filter((l) => !together.includes(l.photo.id));
-      add(bracket);
+      const bracket = silent(found.leftovers.map((l) => l.photo)) ? await post('api/brackets', { photos: together }) : null;
+      if (bracket) bracket.why = 'dropped together';
+      if (bracket) state.leftovers = state.leftovers.filter((l) => !together.includes(l.photo.id));
+      if (bracket) add(bracket);
     }
     const count = state.brackets.length;
     say(`${count} bracket${count === 1 ? '' : 's'}${state.leftovers.length ? `, ${state.leftovers.length} photo${state.leftovers.length === 1 ? '' : 's'} left over` : ''}${passed ? `; ${passed} other file${passed === 1 ? '' : 's'} passed over` : ''}.`);
@@ -124,23 +127,29 @@ function remember() {
   kept.set('brackets', state.brackets.map((b) => ({ ids: b.photos.map((p) => p.id), why: b.why, out: [...b.out], ev: [...b.ev], reference: b.reference })));
 }
 
+let restored = 0;
+
 async function restore() {
+  const mine = ++restored, brackets = [];  // of two at once the later one counts
   const here = await ask('api/photos'), ids = new Set(here.map((p) => p.id));
-  for (const old of kept.get('brackets') ?? []) {
-    const photos = old.ids.filter((id) => ids.has(id));
+  const before = kept.get('brackets');
+  for (const old of Array.isArray(before) ? before : []) {
+    const photos = Array.isArray(old?.ids) ? old.ids.filter((id) => ids.has(id)) : [];
     if (photos.length < 2) continue;
-    const bracket = await post('api/brackets', { photos });
-    state.brackets.push({ photos: bracket.photos, why: old.why, out: new Set(old.out), ev: new Map(old.ev), reference: old.reference, likely: bracket.reference });
+    const bracket = await post('api/brackets', { photos }).catch(() => null);  // one of them was removed just now
+    if (!bracket) continue;
+    brackets.push({ photos: bracket.photos, why: old.why, out: new Set(old.out), ev: new Map(old.ev), reference: old.reference, likely: bracket.reference });
     photos.forEach((id) => ids.delete(id));
   }
+  if (mine !== restored) return;
+  state.brackets = brackets;
+  state.leftovers = [];
   if (ids.size) await arrange([...ids]); else drawBrackets();
 }
 
 // Another tab changed the brackets: this one follows, unless somebody is at work in it.
 window.addEventListener('storage', (event) => {
   if (event.key !== 'brackets' || document.hasFocus()) return;
-  state.brackets = [];
-  state.leftovers = [];
   restore().catch((error) => problem(error.message));
 });
 
@@ -191,6 +200,7 @@ function drawBracket(bracket, index) {
     el('img', { src: `api/photos/${photo.id}/thumbnail`, alt: '', loading: 'lazy' }),
     el('div', { class: 'name', title: photo.name }, photo.name),
     el('div', { class: 'quiet' }, settingsOf(photo) || 'no exposure in it'),
+    // What the photo says counts, unless somebody changes it; a field that was emptied is neither.
     el('label', {}, 'EV ', el('input', { type: 'number', step: 'any', min: -40, max: 40, value: evOf(photo) ?? '', placeholder: '?', 'aria-label': `Exposure of ${photo.name} in stops, brighter is higher`, onchange: (event) => {
       const value = event.target.value.trim(), number = Number(value), unreadable = event.target.validity.badInput;
       event.target.setCustomValidity('');
@@ -198,7 +208,8 @@ function drawBracket(bracket, index) {
         event.target.setCustomValidity('expected -40 to 40 stops');
         problem(`${photo.name}: the exposure (EV) must be a number from -40 to 40 stops.`);
         bracket.ev.set(photo.id, NaN);
-      } else if (value === '') bracket.ev.delete(photo.id); else bracket.ev.set(photo.id, number);
+      } else if (number === photo.ev || (value === '' && photo.ev === null)) bracket.ev.delete(photo.id);
+      else bracket.ev.set(photo.id, value === '' ? null : number);
       remember();
     } })),
     el('label', {}, el('input', { type: 'checkbox', checked: !bracket.out.has(photo.id), 'aria-label': `Use ${photo.name}`, onchange: (event) => {
@@ -219,10 +230,12 @@ function drawBracket(bracket, index) {
     el('ul', { class: 'thumbs' }, ...bracket.photos.map(thumb)),
     ...bracket.photos.flatMap((p) => p.notes.map((note) => el('p', { class: 'quiet' }, `${p.name}: ${note}`))),
     el('p', { class: 'buttons' },
-      el('button', { type: 'button', class: 'main', disabled: used.length < 2, onclick: () => merge(bracket) }, `Merge ${used.length} photos`),
+      el('button', { type: 'button', class: 'main', disabled: used.length < 2, onclick: () => merge(bracket) }, used.length < 2 ? 'A bracket has two photos or more' : `Merge ${used.length} photos`),
       bracket.reference ? el('button', { type: 'button', onclick: () => { bracket.reference = ''; drawBrackets(); } }, 'Let it choose the reference') : null,
       el('button', { type: 'button', onclick: async () => {
         state.brackets = state.brackets.filter((b) => b !== bracket);
+        clearProblems();
+        say(`Removed: ${names}.`);
         drawBrackets();
         await Promise.allSettled(bracket.photos.map((p) => ask(`api/photos/${p.id}`, { method: 'DELETE' })));
       } }, 'Remove')));
@@ -233,9 +246,10 @@ async function merge(bracket) {
   const photos = bracket.photos.filter((p) => !bracket.out.has(p.id));
   const touched = photos.some((p) => bracket.ev.has(p.id));
   const ev = photos.map((p) => bracket.ev.has(p.id) ? bracket.ev.get(p.id) : p.ev);
-  if (touched && ev.some((v) => v === null || !Number.isFinite(v))) { problem('Fill in the exposure (EV) of every photo that is used with a number of stops, or of none.'); return; }
+  if (ev.some(Number.isNaN)) { problem('An exposure (EV) is not a number from -40 to 40 stops: correct it first.'); return; }
+  if (touched && ev.some((v) => v === null)) { problem('Fill in the exposure (EV) of every photo that is used with a number of stops, or of none.'); return; }
   try {
-    const job = await post('api/jobs', { photos: photos.map((p) => p.id), ev: touched ? ev : null, reference: bracket.reference || null, settings: settings() });
+    const job = await post('api/jobs', { photos: photos.map((p) => p.id), ev: touched ? ev : null, reference: bracket.reference || null });
     state.mine.add(job.id);
     rememberMine();
     say(`In the queue: ${job.title}.`);
@@ -248,6 +262,7 @@ const rememberMine = () => kept.set('mine', [...state.mine]);
 const minutes = (s) => s >= 90 ? `${Math.round(s / 60)} min` : `${Math.max(1, Math.round(s))} s`;
 
 function toldJobs(jobs) {
+  for (const old of state.jobs) if (old.kind === 'merge' && !jobs.some((j) => j.id === old.id)) say(`Removed: ${old.title}.`);
   for (const job of jobs) {
     const before = state.jobs.find((j) => j.id === job.id);
     const target = job.kind === 'render' ? job.about.of : job.id;
@@ -255,6 +270,7 @@ function toldJobs(jobs) {
       if (job.kind === 'merge') { say(`Done: ${job.title}.`); state.mine.delete(job.id); rememberMine(); markReference(job); }
       open(target, job.picture);
     }
+    if (before && before.state !== job.state && job.kind === 'merge' && (job.state === 'cancelled' || job.state === 'failed')) say(`${job.state === 'failed' ? 'Failed' : 'Cancelled'}: ${job.title}.`);
     if (before?.state !== job.state && job.state === 'failed' && job.kind === 'render') problem(job.error);
   }
   state.jobs = jobs;
@@ -291,6 +307,7 @@ function drawJobs() {
       card = fresh;
       if (focused) card.querySelector('button')?.focus();
     }
+    if (job.id === state.open) card.setAttribute('aria-current', 'true'); else card.removeAttribute('aria-current');
     if ($('jobs').children[n] !== card) $('jobs').insertBefore(card, $('jobs').children[n] ?? null);
     card.querySelector('.words').textContent = jobWords(job);
     const bar = card.querySelector('progress');
@@ -308,12 +325,12 @@ function drawJob(job) {
   const button = (text, act) => el('button', { type: 'button', 'aria-label': `${text}: ${job.title}`, onclick: act }, text);
   const send = (path, method) => ask(path, { method }).catch((error) => problem(error.message));
   return el('li', { 'data-job': job.id, 'data-state': job.state },
-    el('div', {}, `${job.title}, ${new Date(1000 * job.created).toLocaleTimeString([], { hour: '2-digit', minute: '2-digit' })}`),
+    el('div', {}, `${job.title}, ${new Date(1000 * job.created).toLocaleTimeString([], { hour: '2-digit', minute: '2-digit', second: '2-digit' })}`),
     job.state === 'running' ? el('progress', { max: 100, value: job.percent, 'aria-label': `Progress of ${job.title}` }) : null,
     el('p', { class: `words ${job.state === 'failed' ? 'problems' : 'quiet'}` }),
     el('p', { class: 'buttons' },
       busy ? button('Cancel', () => send(`api/jobs/${job.id}/cancel`, 'POST')) : null,
-      job.state === 'done' ? button('Look', () => open(job.id, job.picture)) : null,
+      job.state === 'done' ? button('Look', () => open(job.id, job.picture, true)) : null,
       busy ? null : button('Remove', () => { if (state.open === job.id) close(); send(`api/jobs/${job.id}`, 'DELETE'); })));
 }
 
@@ -332,8 +349,16 @@ const viewer = new Viewer($('canvas'), () => {
 });
 window.gmodiff = { viewer, state };  // for tests, and for the curious
 
-async function open(job, key) {
-  try { await look(await ask(`api/pictures/${key}`), job); } catch (error) { problem(error.message); }
+async function open(job, key, asked = false) {
+  try {
+    await look(await ask(`api/pictures/${key}`), job);
+    if (asked) show();
+  } catch (error) { problem(error.message); }
+}
+
+function show() {
+  $('viewer').scrollIntoView({ block: 'start' });
+  $('viewer').focus({ preventScroll: true });
 }
 
 // A file that was checked is gone when it is no longer looked at; merges stay in the list.
@@ -383,7 +408,8 @@ async function look(picture, job) {
   if (!viewer.gl) mode('file');
   viewer.show(picture);
   histogram(picture);
-  if (first) $('viewer').scrollIntoView({ block: 'nearest' });
+  if (first) $('viewer').scrollIntoView({ block: 'start' });
+  drawJobs();
 }
 
 function headline(busy = null) {
@@ -536,7 +562,8 @@ function files() {
   if (!state.picture || !state.status) return;
   const more = `download=1&quality=${$('quality').value}${$('strip').checked ? '&strip=1' : ''}`;
   const link = (suffix) => el('a', { class: 'take', href: `api/pictures/${state.picture.id}/file${suffix}?${more}${suffix === '.jpg' && $('compact').checked ? '&compact=1' : ''}`, onclick: fetchFile }, NAMES[suffix]);
-  $('files-out').replaceChildren(...state.status.writes.map(link), el('a', { class: 'take', href: `api/pictures/${state.picture.id}/summary.json`, download: `${state.picture.name}.json` }, 'Summary (.json)'));
+  const possible = state.status.writes.filter((suffix) => suffix !== '.jpg' || state.picture.gain);  // Ultra HDR is a base and a gain map
+  $('files-out').replaceChildren(...possible.map(link), el('a', { class: 'take', href: `api/pictures/${state.picture.id}/summary.json`, download: `${state.picture.name}.json` }, 'Summary (.json)'));
 }
 // Fetched first, so that a refusal is a line here and not a page of its own.
 async function fetchFile(event) {
@@ -601,11 +628,17 @@ try {
   state.status = await ask('api/status');
   $('refine-row').hidden = !state.status.refines;
   $('network-row').hidden = state.status.model === 'none';
-  state.mine = new Set(kept.get('mine') ?? []);
-  await restore();
-  state.jobs = await ask('api/jobs');  // what is over already is no news
-  const before = state.jobs.find((j) => j.id === kept.get('open') && j.picture);
+  const mine = kept.get('mine'), seen = kept.get('open');
+  state.mine = new Set(Array.isArray(mine) ? mine : []);
+  await restore().catch((error) => problem(error.message));
+  const jobs = await ask('api/jobs');
+  // What was over already is no news, but for the last merge that ended while the page was away.
+  const ended = jobs.filter((j) => state.mine.has(j.id) && j.state === 'done'), news = ended.pop();
+  ended.forEach((j) => state.mine.delete(j.id));
+  state.jobs = jobs.filter((j) => j !== news);
+  const before = news ? null : jobs.find((j) => j.id === seen && j.picture);
   if (before) await open(before.id, before.picture);
-  listen();
+  else if (seen?.startsWith?.('check-')) await ask(`api/pictures/${seen}`).then((picture) => look(picture, seen)).catch(() => {});
 } catch (error) { problem(error.message); }
+listen();
 document.documentElement.dataset.ready = 'yes';

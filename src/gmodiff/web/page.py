@@ -6,12 +6,13 @@ import contextlib
 import ctypes
 import gc
 import math
-import shutil
+import sys
 import threading
 import time
+import traceback
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pydantic import BaseModel, ConfigDict
 
@@ -19,10 +20,11 @@ from gmodiff.errors import GMODiffError, InputError
 from gmodiff.image import MAX_FRAMES, MIN_FRAMES, HDRImage
 from gmodiff.inspection import describe
 from gmodiff.reader import read
+from gmodiff.web import pictures
 from gmodiff.web.merging import RENDITION_BYTES_PER_PIXEL, Ingredients, Models, Rendering, Wanted, prepare, render
 from gmodiff.web.pictures import Picture, in_file
 from gmodiff.web.queue import RUNNING, WAITING, Job, Queue
-from gmodiff.web.workspace import KEPT_S, Workspace, told_as
+from gmodiff.web.workspace import KEPT_S, Upload, Workspace, remove_folder, told_as
 
 MAX_QUEUE = 200
 GONE = "this merge is not here any more: merge the photos again"
@@ -95,7 +97,15 @@ class Page:
 
     def merge(self, asked: MergeWanted) -> Job:
         """Put a merge into the queue. Raises InputError for what can be seen to be wrong without reading a pixel."""
-        uploads = tuple(self.workspace.get(p) for p in asked.photos)
+        uploads = self.workspace.hold(asked.photos)
+        try:
+            job, wanted = self._asked(asked, uploads)
+        except BaseException:
+            self.workspace.release(uploads)
+            raise
+        return self.queue.submit(job, lambda job: self._merge(job, wanted), after=lambda: self.workspace.release(uploads))
+
+    def _asked(self, asked: MergeWanted, uploads: tuple[Upload, ...]) -> tuple[Job, Wanted]:
         if not MIN_FRAMES <= len(uploads) <= MAX_FRAMES:
             raise InputError(f"a bracket has {MIN_FRAMES} to {MAX_FRAMES} photos, these are {len(uploads)}")
         if len(set(asked.photos)) != len(asked.photos):
@@ -117,10 +127,7 @@ class Page:
         self.workspace.check_room(wanted.bytes())
         title = f"{uploads[0].name} and {len(uploads) - 1} more"
         about = {"photos": asked.photos, "names": [u.name for u in uploads], "settings": asked.settings.model_dump()}
-        self.workspace.hold(uploads)
-        return self.queue.submit(
-            Job("merge", title, about), lambda job: self._merge(job, wanted), after=lambda: self.workspace.release(uploads)
-        )
+        return Job("merge", title, about), wanted
 
     def render(self, key: str, settings: Settings) -> Job:
         """Put a new rendition of a finished merge into the queue."""
@@ -144,13 +151,13 @@ class Page:
             with self._checking:
                 image = read(place, max_pixels=self.workspace.limits.pixels)
                 facts = describe(place, image)
-                with self.workspace.room(RENDITION_BYTES_PER_PIXEL * image.radiance[..., 0].size):
+                with self.workspace.room(RENDITION_BYTES_PER_PIXEL * image.radiance[..., 0].size, folder):
                     image = _in_files(image, folder)
         except GMODiffError as error:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_folder(folder)
             raise type(error)(told_as(str(error), place, name)) from None
         except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_folder(folder)
             raise
         notes = [told_as(n, place, name) for n in facts["notes"]]
         picture = Picture(folder.name, image, folder, {"check": facts | {"file": name, "notes": notes}}, name=Path(name).stem or "picture")
@@ -163,7 +170,7 @@ class Page:
         """A picture by its id. Raises InputError where it is gone."""
         with self._lock:
             if key not in self.pictures:
-                raise InputError("this picture is not here any more: merge or check it again")
+                raise InputError(pictures.GONE)
             self.pictures[key].touched = time.time()
             return self.pictures[key]
 
@@ -172,7 +179,8 @@ class Page:
         with self._lock:
             gone = self.pictures.pop(key, None) if key.startswith(CHECK) else None
         if gone is not None:
-            shutil.rmtree(gone.folder, ignore_errors=True)
+            gone.gone = True
+            remove_folder(gone.folder)
 
     def forget(self, key: str) -> None:
         """Drop a job, its renditions, its pictures and its files."""
@@ -182,17 +190,19 @@ class Page:
         with self._lock:
             kept = self._kept.pop(key, None)
             for name in kept.pictures if kept else ():
-                self.pictures.pop(name, None)
+                self.pictures.pop(name).gone = True
         if kept is not None:
-            shutil.rmtree(kept.folder, ignore_errors=True)
+            remove_folder(kept.folder)
             _give_back_memory()
 
-    def written(self, key: str, suffix: str, *, quality: int, compact: bool, strip: bool) -> Path:
-        """A picture as a file. Raises InputError where it is gone, or there is no room for the file."""
-        with self._checking:
-            picture = self.picture(key)
-            with self.workspace.room(FILE_BYTES_PER_PIXEL * picture.image.radiance[..., 0].size):
-                return picture.written(suffix, quality=quality, compact=compact, strip=strip)
+    def written(self, key: str, suffix: str, *, quality: int, compact: bool, strip: bool) -> BinaryIO:
+        """A picture as a file, opened. Raises InputError where it is gone, or there is no room for the file."""
+        picture = self.picture(key)
+        found = picture.made(suffix, quality=quality, compact=compact, strip=strip)
+        if found is not None:
+            return found
+        with self._checking, self.workspace.room(FILE_BYTES_PER_PIXEL * picture.image.radiance[..., 0].size, picture.folder):
+            return picture.written(suffix, quality=quality, compact=compact, strip=strip)
 
     def _check_queue(self) -> None:
         if sum(j.state in (WAITING, RUNNING) for j in self.queue.jobs()) >= MAX_QUEUE:
@@ -204,7 +214,7 @@ class Page:
     def _merge(self, job: Job, wanted: Wanted) -> None:
         folder = self.workspace.new_folder("merge")
         try:
-            with self.workspace.room(wanted.bytes()):
+            with self.workspace.room(wanted.bytes(), folder):
                 found = prepare(wanted, folder, self.workspace.limits.pixels, job.report)
                 first = folder / "rendition-0"
                 first.mkdir()
@@ -214,13 +224,13 @@ class Page:
                 self.pictures[picture.id] = picture
                 self._kept[job.id] = _Kept(found, folder, [picture.id])
         except GMODiffError as error:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_folder(folder)
             text = str(error)
             for upload in wanted.photos:  # here, since they may have been removed from the page meanwhile
                 text = told_as(text, upload.path, upload.name)
             raise type(error)(text) from error
         except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_folder(folder)
             raise
         job.picture, job.summary = picture.id, dict(picture.facts)
         _give_back_memory()
@@ -243,7 +253,7 @@ class Page:
         folder = kept.folder / f"rendition-{again.id}"
         height, width = kept.ingredients.bracket.shape
         try:
-            with self.workspace.room(RENDITION_BYTES_PER_PIXEL * height * width):
+            with self.workspace.room(RENDITION_BYTES_PER_PIXEL * height * width, kept.folder):
                 again.check()
                 folder.mkdir()
                 picture = render(kept.ingredients, settings, self.models, folder, again.report)
@@ -252,30 +262,33 @@ class Page:
                     raise InputError(GONE)
                 self.pictures[picture.id] = picture
                 kept.pictures.append(picture.id)
-                dropped = [self.pictures.pop(key, None) for key in kept.pictures[:-RENDITIONS_KEPT]]
+                dropped = [self.pictures.pop(key) for key in kept.pictures[:-RENDITIONS_KEPT]]
                 del kept.pictures[:-RENDITIONS_KEPT]
         except BaseException as error:
             if self._kept.get(job.id) is not kept:
-                shutil.rmtree(kept.folder, ignore_errors=True)
+                remove_folder(kept.folder)
                 if isinstance(error, (OSError, GMODiffError)):
                     raise InputError(GONE) from error
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_folder(folder)
             raise
         for old in dropped:
-            if old is not None:
-                shutil.rmtree(old.folder, ignore_errors=True)
+            old.gone = True
+            remove_folder(old.folder)
         return picture
 
     def _forget_checks(self, keep: int = 5) -> None:
         with self._lock:
-            checked = [key for key in self.pictures if key.startswith(CHECK)]
+            checked = sorted((key for key in self.pictures if key.startswith(CHECK)), key=lambda key: self.pictures[key].touched)
         for key in checked[:-keep]:
             self.forget_check(key)
 
     def _tidy(self) -> None:
         """Once in a while, drop what is old."""
         while not self.closing.wait(600):
-            self.remove_old()
+            try:
+                self.remove_old()
+            except Exception:  # the next time may do
+                traceback.print_exc(file=sys.stderr)
 
     def remove_old(self, now: float | None = None) -> None:
         """Drop photos, merges and checked files that nobody has touched for a day. now: seconds since the epoch."""

@@ -13,16 +13,16 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from gmodiff.errors import InputError
+from gmodiff.errors import GMODiffError, InputError
 from gmodiff.gainmap import resize_bilinear
 from gmodiff.hdrgm import alternate_colour
 from gmodiff.image import HDRImage
@@ -35,6 +35,7 @@ LOSSY = (".jpg", ".avif", ".jxl")
 """Formats that have a quality."""
 HISTOGRAM_FROM, HISTOGRAM_TO, BINS_PER_STOP = -14, 10, 4
 SAMPLES = 1_000_000
+GONE = "this picture is not here any more: merge or check it again"
 FILES_KEPT = 10
 """Of one picture, as it was taken in one format or another; older ones are made again when somebody asks."""
 _HALF_MAX = 65504.0
@@ -48,7 +49,7 @@ class Picture:
 
     image: its arrays may lie in files.   frames: (name, (H, W, 3) uint8 or uint16 encoded) of the photos, unaligned.
     source: (H, W) uint8, the index into frames whose sample counts most; None where unknown.   facts: plain values for the page.
-    folder: for what is written of it; goes when the picture goes.
+    folder: for what is written of it; goes when the picture goes.   gone: it has; who still looks at it is told so.
     """
 
     id: str
@@ -60,6 +61,7 @@ class Picture:
     name: str = "picture"
     _levels: dict[tuple[str, int], NDArray[Any]] = field(default_factory=dict, repr=False)
     touched: float = field(default_factory=time.time)
+    gone: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     _making: dict[str, threading.RLock] = field(default_factory=dict, repr=False)  # one a layer: who waits for light waits for no labels
     _writing: threading.Lock = field(default_factory=threading.Lock, repr=False)  # its own: who looks does not wait for an encoder
@@ -185,20 +187,56 @@ class Picture:
                 self._histogram = {"from": HISTOGRAM_FROM, "to": HISTOGRAM_TO, "per_stop": BINS_PER_STOP, "percent": counts}
             return self._histogram
 
-    def written(self, suffix: str, *, quality: int = 95, compact: bool = False, strip: bool = False) -> Path:
-        """The picture as a file, made once. suffix: of `writer.SUFFIXES`. Raises what `write` raises."""
-        mode = f"-q{quality}" if suffix in LOSSY else ""
-        place = self.folder / f"out{mode}{'-compact' if compact else ''}{'-strip' if strip else ''}{suffix}"
-        with self._writing:
-            if place not in self._files:
-                write(self.image, place, quality=quality, compact=compact, strip=strip, force=True)
+    def made(self, suffix: str, *, quality: int = 95, compact: bool = False, strip: bool = False) -> BinaryIO | None:
+        """The picture as a file, opened, if it was made already."""
+        place = self._place(suffix, quality, compact, strip)
+        try:
+            found = place.open("rb")
+        except OSError:
+            return None
+        with self._lock:
             self._files.pop(place, None)
             self._files[place] = None  # the latest comes last
-            for old in list(self._files)[:-FILES_KEPT]:
-                del self._files[old]
+        return found
+
+    def written(self, suffix: str, *, quality: int = 95, compact: bool = False, strip: bool = False) -> BinaryIO:
+        """The picture as a file, opened, made once: whoever has it open can read it to its end, whatever goes meanwhile.
+
+        suffix: of `writer.SUFFIXES`. Raises what `write` raises, and InputError where the picture is gone.
+        """
+        with self._writing, self._while_here():
+            found = self.made(suffix, quality=quality, compact=compact, strip=strip)
+            if found is None:
+                place = self._place(suffix, quality, compact, strip)
+                try:
+                    write(self.image, place, quality=quality, compact=compact, strip=strip)
+                except GMODiffError as error:
+                    raise type(error)(str(error).replace(str(place), f"{self.name}{suffix}")) from error
+                found = self.made(suffix, quality=quality, compact=compact, strip=strip)
+            with self._lock:
+                old = list(self._files)[:-FILES_KEPT]
+                for place in old:
+                    del self._files[place]
+            for place in old:
                 with contextlib.suppress(OSError):  # being read, where that keeps a file from going
-                    old.unlink()
-        return place
+                    place.unlink()
+        if found is None:
+            raise InputError(GONE)
+        return found
+
+    def _place(self, suffix: str, quality: int, compact: bool, strip: bool) -> Path:
+        mode = f"-q{quality}" if suffix in LOSSY else ""
+        return self.folder / f"out{mode}{'-compact' if compact else ''}{'-strip' if strip else ''}{suffix}"
+
+    @contextlib.contextmanager
+    def _while_here(self) -> Iterator[None]:
+        """Within, whatever fails because the picture's folder is gone says that it is gone."""
+        try:
+            yield
+        except (OSError, GMODiffError):
+            if self.gone:
+                raise InputError(GONE) from None
+            raise
 
     def _making_of(self, what: str) -> threading.RLock:
         with self._lock:
@@ -211,7 +249,7 @@ class Picture:
 
     def _level(self, layer: str, level: int) -> NDArray[Any]:
         """(h, w, channels) of a layer at a level, made when it is first asked for and kept in a file."""
-        with self._making_of(layer):
+        with self._making_of(layer), self._while_here():
             found = self._levels.get((layer, level))
             if found is None:
                 found = self._levels[layer, level] = self._kept(layer, level, self._made(layer, level))

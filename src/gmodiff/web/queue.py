@@ -169,7 +169,10 @@ class Queue:
         with self._ready:
             after = self._after.pop(key, None)
         if after is not None:
-            after()
+            try:
+                after()
+            except Exception:  # the thread has other jobs to do
+                traceback.print_exc(file=sys.stderr)
 
     def _next(self) -> tuple[Job, Work] | None:
         with self._ready:

@@ -8,17 +8,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import sys
 import traceback
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
+from urllib.parse import quote
 
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from gmodiff import __version__
 from gmodiff.errors import GMODiffError, InputError
@@ -219,15 +222,27 @@ def create_app(page: Page) -> FastAPI:
         compact: bool = False,
         strip: bool = False,
         download: bool = False,
-    ) -> FileResponse:
+    ) -> StreamingResponse:
         if suffix not in TAKEN_AS:
             raise InputError(f"suffix {suffix[:10]!r}: expected {', '.join(TAKEN_AS)}")
-        place = page.written(key, suffix, quality=quality, compact=compact, strip=strip)
         name = f"{page.picture(key).name}{suffix}"
+        opened = page.written(key, suffix, quality=quality, compact=compact, strip=strip)
         kind = {".jpg": "image/jpeg", ".avif": "image/avif", ".png": "image/png"}.get(suffix, "application/octet-stream")
-        return FileResponse(place, media_type=kind, filename=name, content_disposition_type="attachment" if download else "inline")
+        headers = {
+            "content-length": str(os.fstat(opened.fileno()).st_size),
+            # For old readers, and with every letter (RFC 6266, section 5).
+            "content-disposition": f'{"attachment" if download else "inline"}; filename="{_ascii(name)}"; '
+            f"filename*=utf-8''{quote(name, '')}",
+        }
+        return StreamingResponse(_pieces(opened), media_type=kind, headers=headers)
 
     return app
+
+
+def _pieces(opened: BinaryIO) -> Iterator[bytes]:
+    with opened:
+        while piece := opened.read(1 << 18):
+            yield piece
 
 
 def _for_the_page(reason: str) -> str:
@@ -283,6 +298,10 @@ def _answer_errors(app: FastAPI, page: Page) -> None:
     async def unknown(_: Request, error: HTTPException) -> JSONResponse:
         return JSONResponse({"error": {404: "there is no such address", 405: "this address is not asked like that"}.get(error.status_code,
                              str(error.detail))}, error.status_code)  # fmt: skip
+
+    @app.exception_handler(ClientDisconnect)
+    async def went_away(_: Request, error: ClientDisconnect) -> JSONResponse:
+        return JSONResponse({"error": "the upload broke off"}, 400)  # nobody is there to read it
 
     @app.exception_handler(MemoryError)
     async def exhausted(_: Request, error: MemoryError) -> JSONResponse:

@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -82,7 +82,7 @@ class Workspace:
         self._uploads: dict[str, Upload] = {}
         self._touched: dict[str, float] = {}
         self._users: Counter[Path] = Counter()
-        self._reserved = 0
+        self._rooms: dict[object, tuple[int, Path | None, int]] = {}
         self._lock = threading.Lock()
 
     def close(self) -> None:
@@ -100,35 +100,43 @@ class Workspace:
 
     def used_bytes(self) -> int:
         """Of all files in the folder."""
-        total = 0
-        for root, _, names in os.walk(self.folder):
-            for name in names:
-                with contextlib.suppress(OSError):
-                    total += os.lstat(os.path.join(root, name)).st_size
-        return total
+        return _bytes_below(self.folder)
 
     def check_room(self, wanted: int) -> None:
         """Raises InputError where so many bytes more would pass the limit, or the disk has no room for them."""
-        used = self.used_bytes() + self._reserved
+        set_aside = self._set_aside()
+        used = self.used_bytes() + set_aside
         if used + wanted > self.limits.total_bytes:
             raise InputError(
                 f"the page holds {used / 1e9:.1f} GB and at most {self.limits.total_bytes / 1e9:g} GB (--max-total), and this needs about "
-                f"{wanted / 1e9:.1f} GB: remove results or photos you are done with"
+                f"{wanted / 1e9:.1f} GB: remove results or photos you are done with, or start it with a larger --max-total"
             )
-        if shutil.disk_usage(self.folder).free < self._reserved + wanted + 100_000_000:
+        if shutil.disk_usage(self.folder).free < set_aside + wanted + 100_000_000:
             raise InputError("the disk of the temporary folder is full: free some space, or set TMPDIR to a larger one")
 
     @contextmanager
-    def room(self, wanted: int) -> Iterator[None]:
-        """So many bytes set aside while something is made that needs them. Raises what `check_room` raises."""
+    def room(self, wanted: int, folder: Path | None = None) -> Iterator[None]:
+        """So many bytes set aside while something is made that needs them. Raises what `check_room` raises.
+
+        folder: where it is made: what is there already does not count twice.
+        """
+        key = object()
+        before = 0 if folder is None else _bytes_below(folder)
         with self._lock:
             self.check_room(wanted)
-            self._reserved += wanted
+            self._rooms[key] = wanted, folder, before
         try:
             yield
         finally:
             with self._lock:
-                self._reserved -= wanted
+                del self._rooms[key]
+
+    def _set_aside(self) -> int:
+        """Bytes that are promised and not written yet."""
+        total = 0
+        for wanted, folder, before in list(self._rooms.values()):
+            total += max(wanted - (0 if folder is None else _bytes_below(folder) - before), 0)
+        return total
 
     async def receive(self, chunks: AsyncIterator[bytes], name: str) -> tuple[Path, str]:
         """Store an upload; returns its file and the name to show. Raises InputError where it is too large or empty."""
@@ -192,7 +200,7 @@ class Workspace:
         """An upload by its id. Raises InputError where it is not there (any more)."""
         with self._lock:
             if key not in self._uploads:
-                raise InputError("this photo is not here any more: drop it again")
+                raise InputError(_NOT_HERE)
             self._touched[key] = time.time()
             return self._uploads[key]
 
@@ -208,12 +216,21 @@ class Workspace:
             self._touched.pop(key, None)
             held = upload is not None and self._users[upload.path] > 0
         if upload is not None and not held:
-            upload.path.unlink(missing_ok=True)
+            _unlink(upload.path)
 
-    def hold(self, uploads: Iterable[Upload]) -> None:
-        """Keep these files until `release`, whoever removes the photos meanwhile: a merge that waits will read them."""
+    def hold(self, keys: Sequence[str]) -> tuple[Upload, ...]:
+        """These photos, whose files stay until `release`, whoever removes them meanwhile: a merge that waits will read them.
+
+        Raises InputError where one is not there (any more).
+        """
         with self._lock:
-            self._users.update(u.path for u in uploads)
+            missing = sum(k not in self._uploads for k in keys)
+            if missing:
+                raise InputError(_NOT_HERE if missing == 1 else f"{missing} of these photos are not here any more: drop them again")
+            found = tuple(self._uploads[k] for k in keys)
+            self._users.update(u.path for u in found)
+            self._touched |= {u.id: time.time() for u in found}
+            return found
 
     def release(self, uploads: Iterable[Upload]) -> None:
         """The end of a `hold`: what was removed meanwhile goes now."""
@@ -223,7 +240,7 @@ class Workspace:
             gone = [u.path for u in uploads if u.id not in self._uploads and self._users[u.path] <= 0]
             self._users = +self._users
         for path in gone:
-            path.unlink(missing_ok=True)
+            _unlink(path)
 
     def remove_old(self, now: float | None = None) -> None:
         """Forget uploads that nobody has touched for a day."""
@@ -238,6 +255,32 @@ class Workspace:
         for upload in self.uploads():
             text = told_as(text, upload.path, upload.name)
         return text.replace(f"{self.folder}{os.sep}", "").replace(str(self.folder), "the page's folder")
+
+
+_NOT_HERE = "this photo is not here any more: drop it again"
+
+
+def _bytes_below(folder: Path) -> int:
+    total = 0
+    for root, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.lstat(os.path.join(root, name)).st_size
+    return total
+
+
+def _unlink(path: Path) -> None:
+    with contextlib.suppress(OSError):  # somebody reads it, where that keeps a file from going; it goes with the folder
+        path.unlink(missing_ok=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """A folder with all that is in it, also what is written into it just then."""
+    for _ in range(5):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.05)
 
 
 def told_as(text: str, path: Path, name: str) -> str:
