@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,9 +23,10 @@ from command_line import run
 from gmodiff import read
 from gmodiff.batch import run as batch_module
 from gmodiff.batch.manifest import Manifest
-from gmodiff.batch.one_set import Settings
+from gmodiff.batch.one_set import Settings, make_set
 from gmodiff.batch.plan_file import PlanFile, PlannedSet
 from gmodiff.batch.run import MANIFEST, REPORT, run_batch
+from gmodiff.batch.storage import size
 from gmodiff.errors import InputError, OutputError
 
 SOURCE = Path(gmodiff.__file__).parents[1]
@@ -420,11 +422,75 @@ def test_changed_settings_make_everything_anew(mine, changed):
     assert made(*mine, Settings(model="none", **changed))[0] == ["0.jpg", "1.jpg", "2.jpg"]
 
 
-def test_a_result_that_is_gone_or_was_changed_is_made_anew(mine):
+def test_a_result_that_is_gone_is_made_anew_and_one_that_was_changed_only_by_force(mine):
     card, out = mine
     (out / "0.jpg").unlink()
     (out / "2.jpg").write_bytes(b"edited")
-    assert made(card, out)[0] == ["0.jpg", "2.jpg"]
+    with pytest.raises(InputError, match="was changed since it was made"):
+        made(card, out)
+    assert (out / "2.jpg").read_bytes() == b"edited"
+    assert run_batch(plan_of(card), str(out), Settings(model="none"), force=True).made == ["0.jpg", "2.jpg"]
+
+
+def test_another_card_with_the_same_names_replaces_nothing(mine, tmp_path_factory):
+    card, out = mine
+    other = tmp_path_factory.mktemp("other")
+    for path in card.iterdir():
+        (other / path.name).write_bytes(path.read_bytes())
+        os.utime(other / path.name, (1, 1))
+    before = (out / "0.jpg").read_bytes()
+    with pytest.raises(InputError, match="the picture of other photos"):
+        made(other, out)
+    assert (out / "0.jpg").read_bytes() == before
+
+
+def test_a_card_that_lies_elsewhere_now_goes_on(mine, tmp_path_factory):
+    card, out = mine
+    moved = tmp_path_factory.mktemp("moved")
+    for path in card.iterdir():
+        shutil.copy2(path, moved / path.name)
+    assert made(moved, out)[0] == ["0.jpg", "1.jpg", "2.jpg"]
+
+
+def test_no_photo_of_the_card_is_replaced_however_it_is_written(mine):
+    card, out = mine
+    first = sorted(card.iterdir())[0]
+    before = first.read_bytes()
+    sets = plan_of(card).sets
+    for target, name in ((f"file://{card}", first.name), (str(card), "left.jpg")):
+        (card / "left.jpg").write_bytes(b"somebody's")
+        plan = PlanFile((replace(sets[0], output=name),), ((str(card / "left.jpg"), "a single photo"),))
+        with pytest.raises(InputError, match="photos are never replaced"):
+            run_batch(plan, target, Settings(model="none"), manifest=out / "m.jsonl", force=True)
+    assert first.read_bytes() == before
+    assert (card / "left.jpg").read_bytes() == b"somebody's"
+    (card / "left.jpg").unlink()
+
+
+def test_a_file_that_appears_meanwhile_is_not_replaced(mine, monkeypatch):
+    card, out = mine
+    (out / "1.jpg").unlink()
+
+    def late(jobs, **options):
+        for job in jobs:
+            options["starting"](job)
+            (out / "1.jpg").write_bytes(b"somebody's")
+            options["ended"](job, make_set(job))
+
+    monkeypatch.setattr("gmodiff.batch.run.run_here", late)
+    done = run_batch(plan_of(card), str(out), Settings(model="none"))
+    assert done.failed == ["1.jpg"]
+    assert (out / "1.jpg").read_bytes() == b"somebody's"
+    assert "appeared meanwhile" in str(Manifest(out / MANIFEST).last["1.jpg"]["error"])
+
+
+def test_a_store_that_does_not_answer_is_no_empty_one(tmp_path, monkeypatch):
+    import fsspec
+
+    system = fsspec.filesystem("memory")
+    monkeypatch.setattr(type(system), "info", lambda *a, **k: (_ for _ in ()).throw(TimeoutError("no answer")))
+    with pytest.raises(InputError, match="cannot be looked at"):
+        size("memory://out/a.jpg")
 
 
 def test_everything_anew_when_asked(mine):
@@ -580,11 +646,11 @@ def test_a_full_disk_ends_the_batch_and_the_next_run_goes_on(card, tmp_path, cap
 
     deliver, calls = one_set.deliver, []
 
-    def full(made, place):
+    def full(made, place, **options):
         calls.append(place)
         if len(calls) == 2:
             raise OutputError(f"{place}: no space left on the disk") from OSError(errno.ENOSPC, "No space left on device")
-        deliver(made, place)
+        deliver(made, place, **options)
 
     monkeypatch.setattr(one_set, "deliver", full)
     code, _, err = run(["batch", str(card), "-o", str(tmp_path), *NONE], capsys)
@@ -759,8 +825,7 @@ def test_a_killed_worker_costs_its_set_a_second_try(tmp_path):
     write_card(tmp_path / "card", 8)
     process = start(tmp_path / "card", tmp_path / "out")
     until(lambda: len(list((tmp_path / "out").glob("*.jpg"))) > 1, process)
-    for pid in workers_of(process.pid)[:1]:
-        os.kill(pid, signal.SIGKILL)
+    os.kill(workers_of(process.pid)[0], signal.SIGKILL)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert len(pictures(tmp_path / "out")) == 8

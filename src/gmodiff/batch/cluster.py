@@ -15,7 +15,7 @@ from typing import Any
 
 from gmodiff import __version__
 from gmodiff.batch.one_set import Job, make_set
-from gmodiff.batch.storage import is_url
+from gmodiff.batch.storage import absolute, is_url
 from gmodiff.batch.workers import TICK_S, Outcome, Stop
 from gmodiff.errors import InputError, MissingDependencyError
 
@@ -76,7 +76,7 @@ def run_on_cluster(
                     continue  # left for the next run
                 if outcome is None and tries[job.output] < TRIES:
                     note(f"{job.output}: its worker was lost; begun again on another")
-                    waiting.insert(0, job)
+                    waiting.insert(0, replace(job, fresh=False))  # its picture may be there already
                     continue
                 lost = f"its worker was lost {tries[job.output]} times: out of memory, or a machine that went away"
                 ended(job, _as_given(outcome, job) if outcome else job.failed(lost))
@@ -117,18 +117,19 @@ def _connected(distributed: Any, address: str) -> Any:
 
 def _from_anywhere(job: Job) -> Job:
     """The job with its local places absolute: workers have folders of their own to start from."""
-    reference = None if job.reference is None else _absolute(job.reference) if job.reference in job.photos else job.reference
-    settings = replace(
-        job.settings,
-        model=_absolute(job.settings.model) if os.path.isfile(job.settings.model) else job.settings.model,
-        response=_absolute(job.settings.response) if os.path.isfile(job.settings.response) else job.settings.response,
-    )
-    photos = tuple(map(_absolute, job.photos))
-    return replace(job, target=_absolute(job.target), photos=photos, reference=reference, settings=settings)
+    reference = None if job.reference is None else _whole(job.reference) if job.reference in job.photos else job.reference
+    settings = replace(job.settings, model=_if_file(job.settings.model), response=_if_file(job.settings.response))
+    return replace(job, target=_whole(job.target), photos=tuple(map(_whole, job.photos)), reference=reference, settings=settings)
 
 
-def _absolute(place: str) -> str:
-    return place if is_url(place) else os.path.abspath(place)
+def _whole(place: str) -> str:
+    return place if is_url(place) else absolute(place)
+
+
+def _if_file(setting: str) -> str:
+    """Of a setting that is a name (compact, auto) or a file: a file has a suffix or a folder, whatever else lies here."""
+    is_file = os.path.isfile(setting) and (os.path.dirname(setting) or os.path.splitext(setting)[1])
+    return absolute(setting) if is_file else setting
 
 
 def _as_given(outcome: Outcome, job: Job) -> Outcome:

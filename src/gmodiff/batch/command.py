@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import signal
@@ -151,7 +152,8 @@ def batch(
     if done.disk_full:
         raise OutputError(f"{done.disk_full}; {left}")
     if stop.drop or (stop.finish and done.left):
-        dropped = "; what was not finished has been removed" if done.dropped else ""
+        dropped = "; what was not finished has been removed" if done.dropped and cluster is None else ""
+        dropped = "; a set that a worker of the cluster is making may still appear" if done.dropped and cluster is not None else dropped
         click.echo(f"gmodiff: stopped; {left}{dropped}", err=True)
         sys.exit(TERMINATED if stop.terminated else INTERRUPTED)
     if done.failed:
@@ -249,6 +251,9 @@ def _settings(*, no_align: bool, **options: Any) -> Settings:
     from gmodiff.batch.one_set import Settings
     from gmodiff.runtime import FULL_MODEL, NO_MODEL, load_card
 
+    for option, expected in (("headroom", "0.25 to 6 stops"), ("refine", "0 to 1")):
+        if math.isnan(options[option]):
+            raise InputError(f"--{option} nan: expected {expected}")
     model = options["model"]
     if model == FULL_MODEL:
         raise InputError(f"--model {model}: needs its weights named; give the card that gmodiff convert --fold-lora makes of them")

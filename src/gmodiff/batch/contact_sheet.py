@@ -14,7 +14,7 @@ from urllib.parse import quote
 from gmodiff.batch.manifest import FAILED, Manifest
 from gmodiff.batch.plan_file import PlanFile
 from gmodiff.batch.run import no_longer_planned, preview_of
-from gmodiff.batch.storage import is_url, join
+from gmodiff.batch.storage import is_url, join, size
 from gmodiff.batch.wording import MOST_ALIKE, by_reason, counted, printable
 from gmodiff.writer import replacing
 
@@ -72,9 +72,12 @@ def write_contact_sheet(manifest: Path, output: str, page: Path, plan: PlanFile 
     Raises InputError where the manifest cannot be read, OutputError where the page cannot be written.
     """
     record = Manifest(manifest)
-    gone = set() if plan is None else set(no_longer_planned(record, plan))
+    unplanned = set() if plan is None else set(no_longer_planned(record, plan))
+    gone = {n for n in unplanned if n in record.done and size(join(output, n)) is not None}  # the others are nowhere any more
     doubts = {} if plan is None else {s.output: s.doubt for s in plan.sets}
-    rows = worst_first([{**r, "doubt": doubts.get(name, r.get("doubt", ""))} for name, r in record.finished.items() if name not in gone])
+    rows = worst_first(
+        [{**r, "doubt": doubts.get(name, r.get("doubt", ""))} for name, r in record.finished.items() if name not in unplanned]
+    )
     failed = sum(r["status"] == FAILED for r in rows)
     warned = sum(bool(warnings_of(r)) for r in rows) - failed
     summary = f"{counted(len(rows), 'set')}: {failed} failed, {warned} with warnings, {len(rows) - failed - warned} without"

@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from gmodiff.batch.storage import deliver, fetched, is_url, name, sha256, stamp
+from gmodiff.batch.storage import deliver, fetched, name, sha256, stamp
 from gmodiff.errors import GMODiffError, InputError
 
 PREVIEW_PX = 360
@@ -62,6 +62,7 @@ class Job:
     ev: tuple[float, ...] | None = None
     reference: str | None = None
     known: tuple[str, ...] | None = None
+    fresh: bool = False
     bytes: int = field(default=0, compare=False)
 
     def unread(self) -> list[dict[str, str]]:
@@ -104,9 +105,10 @@ def _made(job: Job, photos: list[dict[str, str]]) -> dict[str, Any]:
     from gmodiff.pipeline import reconstruct
     from gmodiff.writer import write
 
+    for entry in photos:
+        entry["stamp"] = stamp(entry["place"])  # before anything is read: what changes from here on is noticed
     with fetched(list(job.photos)) as local, TemporaryDirectory(dir=job.scratch, prefix="set-") as folder:
         for entry, file in zip(photos, local, strict=True):
-            entry["stamp"] = stamp(entry["place"])
             entry["sha256"] = sha256(file)
         if job.known is not None and job.known == tuple(p["sha256"] for p in photos):
             return {"kept": True}
@@ -126,9 +128,9 @@ def _made(job: Job, photos: list[dict[str, str]]) -> dict[str, Any]:
         write(image, made, quality=settings.quality, compact=settings.compact, strip=settings.strip)
         facts = {"bytes": made.stat().st_size, "sha256": sha256(made), "result": _result(bracket, image, network)}
         preview = _preview(image)
-        if any(stamp(p["place"]) != p["stamp"] for p in photos if not is_url(p["place"])):
+        if any(stamp(p["place"]) != p["stamp"] for p in photos):
             raise InputError("a photo changed while it was being merged; run again when the card is no longer written to")
-        deliver(made, job.target)
+        deliver(made, job.target, fresh=job.fresh)
         return facts | {"preview": preview}
 
 

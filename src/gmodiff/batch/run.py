@@ -7,12 +7,13 @@ what is not finished. Whatever ends a batch, only whole pictures have names; the
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
@@ -22,7 +23,7 @@ from gmodiff.batch.capacity import KEPT_FREE, free_bytes, set_bytes, worker_coun
 from gmodiff.batch.manifest import DONE, FAILED, STARTED, Manifest, Row
 from gmodiff.batch.one_set import Job, Settings
 from gmodiff.batch.plan_file import PlanFile, PlannedSet
-from gmodiff.batch.storage import HIDDEN, is_url, join, size, stamp
+from gmodiff.batch.storage import HIDDEN, absolute, is_url, join, name, size, stamp
 from gmodiff.batch.watcher import Watcher
 from gmodiff.batch.wording import printable
 from gmodiff.batch.workers import Outcome, Stop, run_here
@@ -88,12 +89,13 @@ def run_batch(
         record = Manifest(path)
         for note in record.notes:
             watcher.note(note)
-        scratch = None if is_url(output) else _fresh_scratch(state)
+        scratch = None if is_url(output) else _fresh_scratch(output, path)
         outcomes = Outcomes()
         try:
-            jobs = _jobs(plan.sets, output, settings, record, outcomes, scratch=scratch, again=again)
+            jobs = _jobs(plan, output, settings, record, outcomes, scratch=scratch, again=again)
             if not force:
                 _check_free(jobs, record)
+                jobs = [replace(j, fresh=size(j.target) is None) for j in jobs]
             budget = memory if memory is not None else int(free_bytes() * (1 - KEPT_FREE))
             count = worker_count([j.bytes for j in jobs], budget, workers)
             outcomes.workers = 0 if cluster else min(count, max(len(jobs), 1))
@@ -133,6 +135,8 @@ def run_batch(
         finally:
             if scratch is not None:
                 shutil.rmtree(scratch, ignore_errors=True)
+                with contextlib.suppress(OSError):  # where the manifest lies elsewhere, nothing else is in it
+                    Path(scratch).parent.rmdir()
         outcomes.seconds = time.monotonic() - started
         return outcomes
 
@@ -143,17 +147,13 @@ def no_longer_planned(record: Manifest, plan: PlanFile) -> list[str]:
     Results of other cards, and of folders that this plan is not about, are none of them.
     """
     now = {s.output for s in plan.sets}
-    known = {_identity(p) for s in plan.sets for p in s.photos} | {_identity(p) for p, _ in plan.leftovers}
-    below = tuple(_identity(s).rstrip("/") + ("/" if is_url(s) else os.sep) for s in plan.sources)
+    known = {absolute(p) for s in plan.sets for p in s.photos} | {absolute(p) for p, _ in plan.leftovers}
+    below = tuple(absolute(s).rstrip("/") + ("/" if is_url(s) else os.sep) for s in plan.sources)
 
     def within(place: str) -> bool:
         return place in known or place.startswith(below)
 
-    return [n for n, row in record.finished.items() if n not in now and any(within(_identity(str(p.get("place")))) for p in row["photos"])]
-
-
-def _identity(place: str) -> str:
-    return place if is_url(place) else os.path.abspath(place)
+    return [n for n, row in record.finished.items() if n not in now and any(within(absolute(str(p.get("place")))) for p in row["photos"])]
 
 
 def manifest_of(output: str, manifest: Path | None = None) -> Path:
@@ -226,19 +226,24 @@ def _unmake(made: Sequence[Path], state: Path) -> None:
             folder.rmdir()
 
 
-def _fresh_scratch(state: Path) -> str:
-    """An empty folder for unfinished files, on the disk of the results; what a killed batch left there goes."""
-    scratch = state / "unfinished"
+def _fresh_scratch(output: str, manifest: Path) -> str:
+    """An empty folder for unfinished files, below the results, where workers on other machines reach it too.
+
+    What a killed batch of the same manifest left there goes; batches of others may be at work.
+    """
+    own = manifest.parent.resolve() == Path(output).resolve() and manifest.name == MANIFEST
+    folder = "unfinished" if own else f"unfinished-{hashlib.sha256(os.fsencode(manifest.resolve())).hexdigest()[:12]}"
+    scratch = Path(output) / HIDDEN / folder
     shutil.rmtree(scratch, ignore_errors=True)
     try:
-        scratch.mkdir()
+        scratch.mkdir(parents=True)
     except OSError as error:
         raise OutputError(f"{scratch}: cannot be made ({(error.strerror or str(error)).lower()})") from None
     return str(scratch.resolve())
 
 
 def _jobs(
-    sets: Sequence[PlannedSet],
+    plan: PlanFile,
     output: str,
     settings: Settings,
     record: Manifest,
@@ -249,11 +254,14 @@ def _jobs(
 ) -> list[Job]:
     """What has to be made, or looked at; the rest goes to outcomes.kept."""
     jobs = []
-    sources = {os.path.realpath(p) for s in sets for p in s.photos if not is_url(p)}
-    for one in sets:
+    sources = {_one_file(p) for s in plan.sets for p in s.photos}
+    others = {_one_file(p) for p, _ in plan.leftovers}  # earlier results among them, where they lie on the card
+    for one in plan.sets:
         target = join(output, one.output)
-        if not is_url(target) and os.path.realpath(target) in sources:
-            raise InputError(f"{printable(target)} is one of the photos: give another output folder or --name; photos are never replaced")
+        here = _one_file(target)
+        if here in sources or (here in others and not _is_own(target) and not _is_result(target, record.done.get(one.output))):
+            what = "one of the photos" if here in sources else "on the card"
+            raise InputError(f"{printable(target)} is {what}: give another output folder or --name; photos are never replaced")
         row = None if again else record.finished.get(one.output)
         known = None
         if row is not None and _is_whole(row, one, settings, target) and record.last[one.output]["status"] == DONE:
@@ -262,8 +270,14 @@ def _jobs(
                 continue
             known = tuple(p["sha256"] for p in row["photos"])  # touched or copied, and perhaps still the same
         need = set_bytes(one.pixels or UNKNOWN_PIXELS, len(one.photos), raw=one.raw, network=settings.model != NO_MODEL)
-        jobs.append(Job(one.output, target, one.photos, settings, scratch, one.ev, one.reference, known, need))
+        jobs.append(Job(one.output, target, one.photos, settings, scratch, one.ev, one.reference, known, bytes=need))
     return jobs
+
+
+def _one_file(place: str) -> str:
+    """The same for every way to write a place."""
+    whole = absolute(place)
+    return whole if is_url(whole) else os.path.realpath(whole)
 
 
 def _is_whole(row: Row, one: PlannedSet, settings: Settings, target: str) -> bool:
@@ -275,7 +289,24 @@ def _is_whole(row: Row, one: PlannedSet, settings: Settings, target: str) -> boo
 
 def _check_free(jobs: Sequence[Job], record: Manifest) -> None:
     """Raise InputError where a file would be replaced that this batch did not make."""
-    strangers = [j for j in jobs if j.output not in record.done and size(j.target) is not None and not _left_by_a_kill(j, record)]
+    strangers = []
+    for job in jobs:
+        row = record.done.get(job.output)
+        if size(job.target) is None or _left_by_a_kill(job, record):
+            continue
+        if _is_result(job.target, row):
+            if row is not None and not _shares_a_photo(job, row):
+                raise InputError(
+                    f"{printable(job.target)} is the picture of other photos ({printable(str(row['photos'][0]['place']))} ...): give "
+                    "another output folder or --name, or --force to replace it"
+                )
+        elif row is not None:
+            raise InputError(
+                f"{printable(job.target)} was changed since it was made: move it away, give another output folder or --name, or --force "
+                "to make it anew"
+            )
+        else:
+            strangers.append(job)
     if not strangers:
         return
     target = strangers[0].target
@@ -288,6 +319,18 @@ def _check_free(jobs: Sequence[Job], record: Manifest) -> None:
             "lost or cut: put the manifest back, or --force to make it anew, or give another output folder or --name"
         )
     raise InputError(f"{first} exists and is not of this batch{more}: give another output folder or --name, or --force to replace it")
+
+
+def _is_result(target: str, row: Row | None) -> bool:
+    """A file is what a finished row tells of, as far as its length says."""
+    return row is not None and size(target) == row.get("bytes")
+
+
+def _shares_a_photo(job: Job, row: Row) -> bool:
+    """Whether a job is of a bracket that a picture was made of: by place, or, for a card that lies elsewhere now, by name and stamp."""
+    places = {absolute(str(p.get("place"))) for p in row["photos"]}
+    known = {(name(str(p.get("place"))), p.get("stamp")) for p in row["photos"]}
+    return any(absolute(p) in places or (name(p), stamp(p)) in known for p in job.photos)
 
 
 def _left_by_a_kill(job: Job, record: Manifest) -> bool:

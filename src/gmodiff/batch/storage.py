@@ -104,22 +104,35 @@ def stamp(place: str) -> str:
         return ""
 
 
+_VERSIONS = ("ETag", "etag", "md5Hash", "mtime", "modify", "LastModified", "last_modified", "created")
+"""What file systems call the time or version of a file."""
+
+
 def _stamp(info: dict[str, Any]) -> str:
-    version = next(
-        (str(info[k]) for k in ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "created") if info.get(k)), ""
-    )
+    version = next((str(info[k]) for k in _VERSIONS if info.get(k)), "")
     return f"{info.get('size', 0)}-{version}"
 
 
 def size(place: str) -> int | None:
-    """Bytes of a file; None where there is none."""
+    """Bytes of a file; None where there is none. Raises InputError where that cannot be told: nothing may be replaced then."""
     try:
         if not is_url(place):
             return os.stat(place).st_size
         system, path = file_system(place)
         return int(system.info(path)["size"])
-    except (OSError, ValueError):
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except InputError:
+        raise
+    except Exception as error:  # a store that does not answer, or does not let us look
+        raise InputError(f"{place}: cannot be looked at ({_line(error)})") from None
+
+
+def absolute(place: str) -> str:
+    """A local path whole, so that it means the same in every folder; of file:// URLs too. Other URLs as they are."""
+    if place.lower().startswith("file://"):
+        return os.path.abspath(place[len("file://") :])
+    return place if is_url(place) else os.path.abspath(place)
 
 
 @contextmanager
@@ -168,8 +181,13 @@ def sha256(path: Path) -> str:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def deliver(made: Path, place: str) -> None:
-    """Move a finished local file to its place, whole or not at all, replacing what is there. Raises OutputError."""
+def deliver(made: Path, place: str, *, fresh: bool = False) -> None:
+    """Move a finished local file to its place, whole or not at all, replacing what is there. Raises OutputError.
+
+    fresh: nothing was there when it was looked at, so what is there now is somebody's.
+    """
+    if fresh and size(place) is not None:
+        raise OutputError(f"{place}: a file of that name appeared meanwhile; move it away, or --force to replace it")
     try:
         if not is_url(place):
             target = Path(place)
@@ -184,6 +202,8 @@ def deliver(made: Path, place: str) -> None:
                 beside = target.with_name(f".{target.stem[:80]}-{secrets.token_hex(6)}{target.suffix}")
                 try:
                     shutil.copyfile(made, beside)
+                    with beside.open("rb+") as file:
+                        os.fsync(file.fileno())
                     os.replace(beside, target)
                 finally:
                     beside.unlink(missing_ok=True)

@@ -168,7 +168,8 @@ def _begin(waiting: list[Job], workers: list[_Worker], shares: list[list[int]], 
 
 
 def _alone(job: Job, memory: int) -> Job:
-    return replace(job, bytes=memory)
+    # The worker may have died when its picture was in place already.
+    return replace(job, bytes=memory, fresh=False)
 
 
 def _ending(worker: _Worker) -> str:
