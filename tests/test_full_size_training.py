@@ -1,5 +1,6 @@
 """Training of the full-size system on a stand-in backbone: stages learn, go on where they were killed, and leave the released files."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -267,12 +268,26 @@ def test_a_run_goes_on_with_the_same_backbone_wherever_it_lies(store, dareg, bac
     given = {"regressor": dareg, "workers": 0, "say": lambda _: None}
     train(recipe, store, tmp_path / "run", backbone=str(backbone), stop_after=2, **given)
     train(recipe, store, tmp_path / "run", backbone=str(moved), **given)
+    config = json.loads((moved / "vae" / "config.json").read_text())
+    (moved / "vae" / "config.json").write_text(json.dumps(config | {"_name_or_path": "elsewhere"}))
+    train(recipe, store, tmp_path / "run", backbone=str(moved), **given)
     file = next((moved / "vae").glob("*.safetensors"))
     weights = load_file(file)
     name = next(iter(weights))
     save_file(weights | {name: weights[name] + 1e-3}, file)
     with pytest.raises(InputError, match="was begun with backbone"):
         train(replace(recipe, steps=3), store, tmp_path / "run", backbone=str(moved), **given)
+
+
+@pytest.mark.parametrize(("part", "broken"), [("scheduler", {"beta_start": None}), ("unet", {"block_out_channels": [32, 64]})])
+def test_a_backbone_whose_configuration_is_broken_is_one_line(dareg, backbone, tmp_path, part, broken):
+    shutil.copytree(backbone, tmp_path / "backbone")
+    file = next((tmp_path / "backbone" / part).glob("*config.json"))
+    config = json.loads(file.read_text()) | broken
+    file.write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+    with pytest.raises(FileFormatError, match="of no system that can be built") as error:
+        begin(small(FULL_ONE_STEP), None, dareg, str(tmp_path / "backbone"))
+    assert "\n" not in str(error.value)
 
 
 def test_the_adversarial_gradient_turns_round(dareg, backbone, store):

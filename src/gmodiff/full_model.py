@@ -135,7 +135,9 @@ def free_bytes(device: torch.device) -> float | None:
     import torch
 
     if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
+        # What torch holds and does not use is free to it, though not to others.
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return float(torch.cuda.mem_get_info(device)[0] + unused)
     if device.type != "cpu":
         return None
     try:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from gmodiff.errors import FileFormatError
 from gmodiff.model.dareg import STRIDE, DaReg, DaRegShape, network_input
@@ -93,7 +94,21 @@ class Context(nn.Module):
         return tokens
 
 
-class Encoder(nn.Module):
+class Recomputing(nn.Module):
+    """A part of a VAE. recompute: in training, nothing inside its blocks is kept for the gradients (Chen et al. 2016, section 3)."""
+
+    recompute: bool = False
+
+    def through(self, block: nn.Module, x: Tensor) -> Tensor:
+        """One block's answer."""
+        if self.recompute and torch.is_grad_enabled():
+            found: Tensor = checkpoint(block, x, use_reentrant=False)
+            return found
+        answer: Tensor = block(x)
+        return answer
+
+
+class Encoder(Recomputing):
     """The encoding half of a VAE, which also gives what its decoder's skips need."""
 
     def __init__(self, vae: Any) -> None:
@@ -108,8 +123,8 @@ class Encoder(nn.Module):
         features = []
         for block in parts.down_blocks:
             features.append(x)
-            x = block(x)
-        x = parts.conv_out(parts.conv_act(parts.conv_norm_out(parts.mid_block(x))))
+            x = self.through(block, x)
+        x = parts.conv_out(parts.conv_act(parts.conv_norm_out(self.through(parts.mid_block, x))))
         return self.quant_conv(x)[:, :LATENT_CHANNELS] * self.scale, features
 
 
@@ -130,7 +145,7 @@ class GatedSkip(nn.Module):
         return weighed
 
 
-class Decoder(nn.Module):
+class Decoder(Recomputing):
     """The decoding half of a VAE with a gated skip in front of each up block."""
 
     def __init__(self, vae: Any, context: int) -> None:
@@ -143,9 +158,9 @@ class Decoder(nn.Module):
     def forward(self, latent: Tensor, features: Sequence[Tensor], context: Tensor) -> Tensor:
         """(B, 4, h, w) scaled latent, features as `Encoder` gives them, (B, n, width) context, to (B, 3, 8h, 8w), about -1..1."""
         parts = self.decoder
-        x = parts.mid_block(parts.conv_in(self.post_quant_conv(latent / self.scale)))
+        x = self.through(parts.mid_block, parts.conv_in(self.post_quant_conv(latent / self.scale)))
         for n, (block, feature) in enumerate(zip(parts.up_blocks, reversed(features), strict=True), start=1):
-            x = block(x + getattr(parts, f"skip_conv_{n}")(feature, context))
+            x = self.through(block, x + getattr(parts, f"skip_conv_{n}")(feature, context))
         decoded: Tensor = parts.conv_out(parts.conv_act(parts.conv_norm_out(x)))
         return decoded
 
@@ -385,7 +400,7 @@ def assemble(backbone: Backbone, released: Released, shape: DaRegShape | None = 
     Raises FileFormatError where keys or shapes are not exactly those that belong together.
     """
     with torch.device("meta"):
-        system = Sd21(backbone.unet_config, backbone.vae_config, backbone.scheduler_config, shape)
+        system = _of_backbone(backbone, shape)
     source = released.source
     skips = _account_backbone(system, backbone)
     head = {f"conv_in.{k}": v for k, v in system.unet.conv_in.state_dict().items()}
@@ -424,7 +439,7 @@ def untrained(backbone: Backbone, dareg: DaReg) -> Sd21:
 
     Raises FileFormatError where the backbone's keys or shapes are not those of its configuration.
     """
-    system = Sd21(backbone.unet_config, backbone.vae_config, backbone.scheduler_config, dareg.shape)
+    system = _of_backbone(backbone, dareg.shape)
     _account_backbone(system, backbone)
     system.dareg.load_state_dict(dareg.state_dict())
     unet = {k: v.float() for k, v in backbone.unet.items()}
@@ -435,6 +450,16 @@ def untrained(backbone: Backbone, dareg: DaReg) -> Sd21:
     system.frame_encoder.load_state_dict(encoding)
     system.gain_decoder.load_state_dict({k: v.float() for k, v in backbone.vae.items() if k not in encoding}, strict=False)  # no skips
     return system
+
+
+def _of_backbone(backbone: Backbone, shape: DaRegShape | None) -> Sd21:
+    try:
+        return Sd21(backbone.unet_config, backbone.vae_config, backbone.scheduler_config, shape)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        why = f"it lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:160]
+        raise FileFormatError(
+            f"--backbone {backbone.name}: its configurations are of no system that can be built ({why}); copy or download them again"
+        ) from None
 
 
 def _account_backbone(system: Sd21, backbone: Backbone) -> dict[str, Tensor]:

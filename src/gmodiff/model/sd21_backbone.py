@@ -50,7 +50,9 @@ class Backbone:
 
     def digest(self) -> str:
         """16 hex digits of its weights and configurations, wherever it lies; some seconds for those of Stable Diffusion 2.1."""
-        configs = {"unet": self.unet_config, "vae": self.vae_config, "scheduler": self.scheduler_config}
+        parts = {"unet": self.unet_config, "vae": self.vae_config, "scheduler": self.scheduler_config}
+        # What begins with _ says where a copy came from, and which version wrote it.
+        configs = {part: {k: v for k, v in config.items() if not k.startswith("_")} for part, config in parts.items()}
         found = hashlib.sha256(json.dumps(configs, sort_keys=True, default=str).encode())
         for part in (self.unet, self.vae):
             for name, values in sorted(part.items()):

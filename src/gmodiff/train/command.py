@@ -209,7 +209,10 @@ def _run(
         )
     except torch.OutOfMemoryError:
         asked = f"{recipe.batch} crops of {recipe.crop_px} pixels"
-        raise InputError(f"not enough GPU memory for {asked}: give a smaller --batch or --crop, or --bf16, and go on") from None
+        first = "give --recompute and go on; or " if recipe.stage == "sd21-onestep" and not recipe.recompute else ""
+        raise InputError(
+            f"not enough GPU memory for {asked}: {first}give another --out and a smaller --batch or --crop, or --bf16"
+        ) from None
     if weights is not None:
         click.echo(weights)
 

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
-from torch.utils.checkpoint import checkpoint
 
 from gmodiff.errors import GMODiffError, InputError
 from gmodiff.evaluate.perceptual import PiqMetric
@@ -232,8 +231,10 @@ class FullOneStepStage(Stage):
             for name in modules:
                 module = self._home(listed).get_submodule(name)
                 parametrize.register_parametrization(module, "weight", Adapter(_weight(module), recipe.rank))
-        if recipe.recompute:  # inside the UNet block by block, which is where most of the memory goes
+        if recipe.recompute:  # block by block: what is computed again at once is what the peak consists of
             system.unet.enable_gradient_checkpointing()
+            for part in (system.gain_encoder, system.frame_encoder, system.gain_decoder):
+                part.recompute = True
         self.judge = _judge() if recipe.adversarial > 0 else nn.Identity()
         self.perceptual = _dists() if recipe.perceptual == "dists" else None
         self.train()
@@ -335,19 +336,13 @@ class FullOneStepStage(Stage):
             estimate = regress(system.dareg, three.encoded, three.exposures)
         with self._autocast(three.encoded.device):
             context = system.context(estimate.mask, estimate.prior)
-            z_c, _ = self._part(system.frame_encoder, three.encoded[:, 0])
-            z, features = self._part(system.gain_encoder, estimate.gain)
+            z_c, _ = system.frame_encoder(three.encoded[:, 0])
+            z, features = system.gain_encoder(estimate.gain)
             at = torch.full((1,), system.step.timestep, device=z.device)
-            (eps,) = self._part(system.unet, torch.cat([z, z_c], dim=1), at, encoder_hidden_states=context, return_dict=False)
+            eps = system.unet(torch.cat([z, z_c], dim=1), at, encoder_hidden_states=context, return_dict=False)[0]
             latent = system.step.x0(z.float(), eps.float())
-            decoded = self._part(system.gain_decoder, latent, features, context)
+            decoded = system.gain_decoder(latent, features, context)
         return three, estimate.gain, latent, decoded.float() / 2 + 0.5
-
-    def _part(self, network: nn.Module, *inputs: Any, **options: Any) -> Any:
-        """One network of the system; with `recompute`, nothing inside it is kept for the gradients (Chen et al. 2016, section 3)."""
-        if self.recipe.recompute and torch.is_grad_enabled():
-            return checkpoint(network, *inputs, use_reentrant=False, **options)
-        return network(*inputs, **options)
 
 
 def _adaptable(network: nn.Module, chosen: Callable[[str], bool] = lambda _: True) -> tuple[str, ...]:

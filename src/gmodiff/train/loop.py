@@ -52,6 +52,8 @@ class Team:
         world, rank, local = (int(os.environ.get(k, d)) for k, d in (("WORLD_SIZE", "1"), ("RANK", "0"), ("LOCAL_RANK", "0")))
         gpu = torch.cuda.is_available()
         device = torch.device("cuda", local) if gpu else torch.device("cpu")
+        if gpu:
+            torch.cuda.set_device(device)  # what names no GPU must not all land on the first
         if world > 1:
             torch.distributed.init_process_group("nccl" if gpu else "gloo")
         return Team(rank, world, device)
@@ -314,16 +316,20 @@ def _resume(
     if different:
         k = different[0]
         if k not in settings:
-            raise InputError(f"{out} was begun by an older version, which had no {k}: give another --out, or --from its weights")
+            raise InputError(f"{out} was begun by an older version, which had no {k}: give another --out{_or_from(stage)}")
         raise InputError(f"{out} was begun with {k} {settings.get(k)!r}, now it is {now[k]!r}: give the same settings, or another --out")
     try:
         stage.load_state_dict(state["network"])
     except RuntimeError:
-        raise InputError(f"{path} holds another network than this version trains: give another --out, or --from its weights") from None
+        raise InputError(f"{path} holds another network than this version trains: give another --out{_or_from(stage)}") from None
     optimiser.load_state_dict(state["optimiser"])
     for name, value in state["averaged"].items():
         averaged[name].copy_(value)
     return int(state["step"]), float(state["spent"])
+
+
+def _or_from(stage: Stage) -> str:
+    return "" if stage.recipe.stage == "sd21-onestep" else ", or --from its weights"  # that one begins with the backbone alone
 
 
 _MAY_DIFFER = ("command", "data", "hours", "hardware", "expected", "save_every", "check_scenes", "recompute")
