@@ -655,7 +655,7 @@ def test_a_full_disk_ends_the_batch_and_the_next_run_goes_on(card, tmp_path, cap
     monkeypatch.setattr(one_set, "deliver", full)
     code, _, err = run(["batch", str(card), "-o", str(tmp_path), *NONE], capsys)
     assert code == 2
-    assert "no space left on the disk; 1 set is left, run again to go on" in err
+    assert "no space left on the disk; 2 sets are not made, run again to go on" in err
     assert sorted(pictures(tmp_path)) == ["IMG_0000_3.jpg"]
     code, out, _ = run(["batch", str(card), "-o", str(tmp_path), *NONE], capsys)
     assert code == 0
@@ -829,3 +829,42 @@ def test_a_killed_worker_costs_its_set_a_second_try(tmp_path):
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert len(pictures(tmp_path / "out")) == 8
+
+
+def test_a_manifest_is_a_file_of_this_machine(card, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(["batch", str(card), "-o", "out", "--manifest", "file:///tmp/m.jsonl", *NONE], capsys)
+    assert code == 2
+    assert "--manifest file:///tmp/m.jsonl: expected a file of this machine" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_failures_are_told_however_quiet_and_in_json(card, tmp_path, capsys, inline):
+    shutil.copytree(card, tmp_path / "card")
+    photo = tmp_path / "card" / "IMG_0001.jpg"
+    photo.write_bytes(photo.read_bytes()[: photo.stat().st_size * 2 // 3])
+    options = ["batch", str(tmp_path / "card"), "-o", str(tmp_path / "out"), *NONE]
+    code, out, err = run([*options, "-q"], capsys)
+    assert (code, out) == (1, "")
+    assert "failed: IMG_0000_3.jpg: " in err
+    assert len(err.splitlines()) == 1
+    told = json.loads(run([*options, "--json"], capsys)[1])
+    assert list(told["errors"]) == told["failed"] == ["IMG_0000_3.jpg"]
+    assert "IMG_0001.jpg" in told["errors"]["IMG_0000_3.jpg"]
+
+
+def test_somebody_elses_report_is_not_replaced(card, tmp_path, capsys, inline):
+    (tmp_path / REPORT).write_text("<html>mine</html>")
+    code, _, err = run(["batch", str(card), "-o", str(tmp_path), *NONE], capsys)
+    assert code == 2
+    assert "is no report of a batch" in err
+    assert (tmp_path / REPORT).read_text() == "<html>mine</html>"
+    assert pictures(tmp_path) == {}
+    assert run(["batch", str(card), "-o", str(tmp_path), *NONE, "--force"], capsys)[0] == 0
+    assert run(["batch", str(card), "-o", str(tmp_path), *NONE], capsys)[0] == 0
+
+
+def test_why_sets_are_made_anew_is_told(card, tmp_path, capsys, inline):
+    options = ["batch", str(card), "-o", str(tmp_path), *NONE]
+    assert "made anew" not in run(options, capsys)[2]
+    assert "3 sets made with other settings, exposures or reference before: made anew" in run([*options, "--quality", "80"], capsys)[2]

@@ -39,6 +39,12 @@ def _bytes(_: click.Context, __: click.Parameter, text: str | None) -> int | Non
     return int(float(found[1]) * {"M": 1e6, "G": 1e9}[found[2].upper()])
 
 
+def _local_file(_: click.Context, option: click.Parameter, text: str | None) -> Path | None:
+    if text is not None and re.match(r"[a-z][a-z0-9+.-]+://", text, re.IGNORECASE):
+        raise InputError(f"--{option.name} {text}: expected a file of this machine, which can grow line by line")
+    return None if text is None else Path(text)
+
+
 @click.command(short_help="Merge a card full of brackets, here or on a cluster.")
 @click.argument("cards", nargs=-1, metavar="CARD...")
 @click.option("-o", "--output", metavar="FOLDER|URL", help="Where the pictures, the manifest and the report go.")
@@ -52,7 +58,7 @@ def _bytes(_: click.Context, __: click.Parameter, text: str | None) -> int | Non
 @click.option("--memory", callback=_bytes, metavar="SIZE", help="Memory that all workers may take, as 8G. Default: most of what is free.")
 @click.option("--again", is_flag=True, help="Make everything anew, also what is done and up to date.")
 @click.option("--force", is_flag=True, help="Replace files in the output folder that are not of this batch.")
-@click.option("--manifest", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+@click.option("--manifest", callback=_local_file, type=click.Path(dir_okay=False), metavar="FILE",
               help="The manifest. Default: batch.jsonl in the output folder; needed where that is a URL.")  # fmt: skip
 @click.option("--cluster", metavar="ADDRESS", help="Let the workers of this dask scheduler make the sets (tcp://HOST:8786).")
 @click.option(
@@ -127,10 +133,11 @@ def batch(
     assert output is not None
     settings = _settings(no_align=no_align, **options)
 
-    from gmodiff.batch.contact_sheet import write_contact_sheet
+    from gmodiff.batch.contact_sheet import check_report, write_contact_sheet
     from gmodiff.batch.run import manifest_of, report_of, run_batch
 
     place = manifest_of(output, manifest)
+    check_report(report_of(output, manifest), force=force)
     with _heard(quiet) as stop, _Shown(quiet or as_json) as shown:
         _note_leftovers(plan, shown)
         done = run_batch(
@@ -150,7 +157,8 @@ def batch(
     _told(done, plan, place, page, as_json, quiet)
     left = f"{counted(len(done.left), 'set')} {'is' if len(done.left) == 1 else 'are'} left, run again to go on"
     if done.disk_full:
-        raise OutputError(f"{done.disk_full}; {left}")
+        undone = len(done.left) + len(done.failed)
+        raise OutputError(f"{done.disk_full}; {counted(undone, 'set')} {'is' if undone == 1 else 'are'} not made, run again to go on")
     if stop.drop or (stop.finish and done.left):
         dropped = "; what was not finished has been removed" if done.dropped and cluster is None else ""
         dropped = "; a set that a worker of the cluster is making may still appear" if done.dropped and cluster is not None else dropped
@@ -265,7 +273,7 @@ def _told(done: Outcomes, plan: PlanFile, manifest: Path, page: Path, as_json: b
     if as_json:
         facts = {"made": done.made, "kept": done.kept, "failed": done.failed, "left": done.left, "seconds": round(done.seconds, 1)}
         facts |= {"doubtful": {s.output: s.doubt for s in plan.sets if s.doubt}, "no_longer_planned": done.unplanned}
-        facts |= {"workers": done.workers, "manifest": str(manifest), "report": str(page)}
+        facts |= {"errors": done.errors, "workers": done.workers, "manifest": str(manifest), "report": str(page)}
         facts |= {"leftovers": [{"photo": p, "why": w} for p, w in plan.leftovers], "hidden": plan.hidden}
         click.echo(json.dumps(facts, indent=1))
     elif not quiet:
@@ -324,7 +332,7 @@ class _Shown(Watcher):
         failed = row["status"] == "failed"
         self._failed += failed
         if failed:
-            self.note(f"failed: {output}: {row['error']}")
+            self._error(f"failed: {printable(output)}: {printable(row['error'])}")
         elif self._bar is None and not self._quiet:
             click.echo(f"{self._done}/{self._total} {printable(output)} {row.get('seconds') or 0:.1f} s; {self._pace()}", err=True)
         self.tick(0)
@@ -335,6 +343,12 @@ class _Shown(Watcher):
             failed = f", [red]{self._failed} failed[/red]" if self._failed else ""
             at_hand = f", {running} at hand" if running else ""
             self._bar.update(self._task, completed=self._done, description=f"{self._pace()}{at_hand}{failed}")
+
+    def _error(self, text: str) -> None:
+        if self._bar is not None:
+            self.note(text)
+        else:
+            click.echo(text, err=True)  # however quiet: it is an error
 
     def note(self, text: str) -> None:
         """See `batch.Watcher`."""

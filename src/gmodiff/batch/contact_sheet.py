@@ -16,7 +16,11 @@ from gmodiff.batch.plan_file import PlanFile
 from gmodiff.batch.run import no_longer_planned, preview_of
 from gmodiff.batch.storage import is_url, join, size
 from gmodiff.batch.wording import MOST_ALIKE, by_reason, counted, printable
+from gmodiff.errors import InputError
 from gmodiff.writer import replacing
+
+TITLE = "<title>gmodiff batch</title>"
+"""By which a report of a batch is known."""
 
 MOST_PICTURES = 2000
 """Pictures on a page; a browser holds no more of them comfortably. The rest, without warnings as far as that goes, is counted."""
@@ -88,11 +92,24 @@ def write_contact_sheet(manifest: Path, output: str, page: Path, plan: PlanFile 
     more = len(rows) - len(shown)
     left_out = f"<p>{counted(more, 'more set')} {'is' if more == 1 else 'are'} in {html.escape(manifest.name)}.</p>" if more else ""
     left_out += "" if plan is None else _leftovers(plan)
-    parts = {"@SUMMARY@": summary, "@CARDS@": cards, "@LEFT@": left_out}
+    parts = {"@TITLE@": TITLE, "@SUMMARY@": summary, "@CARDS@": cards, "@LEFT@": left_out}
     content = re.sub("|".join(parts), lambda mark: parts[mark[0]], _PAGE)  # at once: a file may be called @CARDS@
     with replacing(page, force=True) as temporary:
         temporary.write_text(content, encoding="utf-8", errors="replace")
     return page
+
+
+def check_report(page: Path, *, force: bool) -> None:
+    """Raise InputError where something that is no report of a batch has its name."""
+    try:
+        with page.open("rb") as stream:
+            ours = TITLE.encode() in stream.read(1000)
+    except OSError:
+        return
+    if not ours and not force:
+        raise InputError(
+            f"{page} exists and is no report of a batch: move it away, or --force to replace it, or give another output folder"
+        )
 
 
 def _leftovers(plan: PlanFile) -> str:
@@ -158,7 +175,7 @@ def _link(name: str, output: str, page: Path) -> str:
 
 _PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>gmodiff batch</title>
+@TITLE@
 <style>
 :root { color-scheme: light dark; --back: #f6f6f4; --card: #fff; --ink: #1b1b1b; --soft: #666; --bad: #b3261e; --warn: #8a5a00; }
 @media (prefers-color-scheme: dark) {
@@ -175,7 +192,7 @@ img, .none { display: block; width: 100%; aspect-ratio: 3 / 2; object-fit: conta
 h2 { font-size: 15px; margin: 8px 12px 4px; overflow-wrap: anywhere; }
 dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5em, 1fr)); gap: 2px 14px; margin: 0 12px 8px; font-size: 14px; }
 dl div { display: flex; justify-content: space-between; gap: 0 8px; flex-wrap: wrap; } dt { color: var(--soft); }
-dd { margin: 0; font-variant-numeric: tabular-nums; }
+dd { margin: 0 0 0 auto; font-variant-numeric: tabular-nums; }
 ul { margin: 0 12px 8px; padding-left: 18px; overflow-wrap: anywhere; } .failed ul { color: var(--bad); } .warned ul { color: var(--warn); }
 .photos { margin: 0 12px 12px; color: var(--soft); font-size: 13px; overflow-wrap: anywhere; }
 article.gone { opacity: 0.6; } details { margin: 16px 0; overflow-wrap: anywhere; }

@@ -24,7 +24,7 @@ def named_like_a_photo(place: str) -> bool:
 
 def missed_by(sets: Sequence[Sequence[str]], unreadable: Iterable[str]) -> dict[int, list[str]]:
     """Unreadable files that may be of a set, by the set's index: in natural order of the names of one folder and kind of file they stand
-    between its photos, or next to them. Where they stand next to two sets, the one with fewer photos misses them, or both.
+    between its photos, or next to them by number. Where they stand next to two sets, the one with fewer photos misses them, or both.
     """
     rows: dict[tuple[str, str], list[tuple[list[tuple[int, str]], str, int | None]]] = {}
     for index, place in [*((i, p) for i, photos in enumerate(sets) for p in photos), *((None, p) for p in unreadable)]:
@@ -61,9 +61,9 @@ def _beside(members: Sequence[tuple[str, int | None]], at: int, sets: Sequence[S
 
 
 def _follow(one: str, other: str, places: int) -> bool:
-    """The numbers in their names are no further apart than their places; True where there are no numbers to compare."""
+    """The numbers in their names are no further apart than their places; False where there are no numbers to compare."""
     found = [re.fullmatch(r"(.*?)(\d+)(\D*)", stem(place)) for place in (one, other)]
     if found[0] is None or found[1] is None:
-        return True
+        return False
     same = (found[0][1], found[0][3]) == (found[1][1], found[1][3])
     return same and abs(int(found[0][2]) - int(found[1][2])) <= places

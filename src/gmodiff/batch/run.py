@@ -25,7 +25,7 @@ from gmodiff.batch.one_set import Job, Settings
 from gmodiff.batch.plan_file import PlanFile, PlannedSet
 from gmodiff.batch.storage import HIDDEN, absolute, is_url, join, name, size, stamp
 from gmodiff.batch.watcher import Watcher
-from gmodiff.batch.wording import printable
+from gmodiff.batch.wording import counted, printable
 from gmodiff.batch.workers import Outcome, Stop, run_here
 from gmodiff.errors import InputError, OutputError
 from gmodiff.runtime import NO_MODEL
@@ -45,6 +45,7 @@ CLOCKS_APART_S = 60.0
 class Outcomes:
     """What a batch did: names of the sets made, up to date, failed; those left, not begun or dropped; of these, those dropped.
 
+    errors: reason of each that failed.   changed: how many were made before with other settings, exposures or reference.
     unplanned: pictures of earlier runs, still there, whose photos are looked through but whose set is no longer in the plan.
     """
 
@@ -57,6 +58,8 @@ class Outcomes:
     seconds: float = 0.0
     workers: int = 0
     disk_full: str = ""
+    errors: dict[str, str] = field(default_factory=dict)
+    changed: int = 0
 
 
 def run_batch(
@@ -99,6 +102,8 @@ def run_batch(
             budget = memory if memory is not None else int(free_bytes() * (1 - KEPT_FREE))
             count = worker_count([j.bytes for j in jobs], budget, workers)
             outcomes.workers = 0 if cluster else min(count, max(len(jobs), 1))
+            if outcomes.changed:
+                watcher.note(f"{counted(outcomes.changed, 'set')} made with other settings, exposures or reference before: made anew")
             watcher.begins(len(jobs), len(outcomes.kept), outcomes.workers)
 
             begun: set[str] = set()
@@ -264,6 +269,8 @@ def _jobs(
             raise InputError(f"{printable(target)} is {what}: give another output folder or --name; photos are never replaced")
         row = None if again else record.finished.get(one.output)
         known = None
+        if row is not None and row["status"] == DONE and size(target) is not None and not _is_asked(row, one, settings):
+            outcomes.changed += 1
         if row is not None and _is_whole(row, one, settings, target) and record.last[one.output]["status"] == DONE:
             if all(stamp(p["place"]) == p["stamp"] for p in row["photos"]):
                 outcomes.kept.append(one.output)
@@ -283,8 +290,12 @@ def _one_file(place: str) -> str:
 def _is_whole(row: Row, one: PlannedSet, settings: Settings, target: str) -> bool:
     """The picture of a row is there, of these photos and with these settings."""
     same = row["status"] == DONE and [p.get("place") for p in row["photos"]] == list(one.photos)
+    return same and _is_asked(row, one, settings) and size(target) == row.get("bytes")
+
+
+def _is_asked(row: Row, one: PlannedSet, settings: Settings) -> bool:
     asked = {"ev": None if one.ev is None else list(one.ev), "reference": one.reference}
-    return same and row["settings"] == settings.as_dict() and row.get("asked") == asked and size(target) == row.get("bytes")
+    return bool(row["settings"] == settings.as_dict() and row.get("asked") == asked)
 
 
 def _check_free(jobs: Sequence[Job], record: Manifest) -> None:
@@ -394,6 +405,8 @@ def _finish(job: Job, outcome: Outcome, record: Manifest, outcomes: Outcomes, do
     }
     record.append(row)
     (outcomes.failed if row["status"] == FAILED else outcomes.made).append(job.output)
+    if row["status"] == FAILED:
+        outcomes.errors[job.output] = str(row.get("error", ""))
     watcher.ended(job.output, row)
     if full and not stop.finish:
         outcomes.disk_full = str(row.get("error", ""))
