@@ -219,6 +219,18 @@ def test_too_little_memory_says_what_would_fit(model, monkeypatch):
     model._check_memory(40000, 30000, None)  # nobody knows
 
 
+def test_so_many_tiles_of_the_unet_at_once_as_there_is_room_for(model, monkeypatch):
+    height, width = 3000, 4000
+    one, four = (model.working_bytes(height, width, 512, n) for n in (1, 4))
+    assert model.working_bytes(1000, 1500, 512, 4) > 1.5 * model.working_bytes(1000, 1500, 512, 1)
+    assert one == four  # the regressor takes more than either here
+    assert model._unet_batch(height, width, None) == 1  # on a processor
+    monkeypatch.setattr(model.system, "device", torch.device("cuda"))
+    for free, wanted in ((1e12, 4), (1.2 * model.working_bytes(1000, 1500, 512, 2), 2), (1e6, 1)):
+        monkeypatch.setattr(full_model, "free_bytes", lambda device, free=free: free)
+        assert model._unet_batch(1000, 1500, 512) == wanted
+
+
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory\nmore")])
 def test_memory_that_runs_out_is_one_line(model, monkeypatch, error):
     def refine(*args, **kwargs):

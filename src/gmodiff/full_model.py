@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("auto", "float32", "float16", "bfloat16")
 UNET_BATCH = 4
-"""The UNet's tiles at once on a GPU that holds the whole system."""
+"""The UNet's tiles at once, at most, on a GPU that holds the whole system."""
 ROOM_BYTES = 4e9
 """What a GPU should have free beside the weights; with less, parts wait in main memory until it is their turn."""
 
-REGRESSOR_BYTES, KEPT_BYTES, VAE_BYTES, FIXED_BYTES = 1100.0, 80.0, 6300.0, 0.5e9
-"""Working memory in float32: of the regressor and of what is kept beside the VAE, a pixel of the picture; of the VAE, a pixel of what it
-sees at once; of strips and libraries. Measured (docs/full-model.md)."""
+REGRESSOR_BYTES, KEPT_BYTES, VAE_BYTES, UNET_BYTES, FIXED_BYTES = 1100.0, 80.0, 6300.0, 222e3, 0.5e9
+"""Working memory in float32: of the regressor and of what is kept beside the other parts, a pixel of the picture; of the VAE, a pixel of
+what it sees at once; of the UNet, a latent of a tile; of strips and libraries. Measured (docs/full-model.md)."""
 
 
 class FullModel:
@@ -65,7 +65,6 @@ class FullModel:
             raise InputError(f"frames of shape {encoded.shape} with exposures of shape {stops.shape}: expected (3, 3, H, W) and (3,)")
         height, width = encoded.shape[2:]
         self._check_memory(height, width, tile_px)
-        whole_gpu = self.system.device.type == "cuda" and not self.system.offload
         with (
             self._memory_errors(height, width, tile_px),
             torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=not self._exact),
@@ -74,7 +73,7 @@ class FullModel:
                 torch.from_numpy(np.ascontiguousarray(encoded)),
                 torch.from_numpy(np.exp2(stops - stops[0])),
                 vae_tile_px=tile_px,
-                unet_batch=UNET_BATCH if whole_gpu else 1,
+                unet_batch=self._unet_batch(height, width, tile_px),
                 progress=progress,
             )
         arrays = {"gain": found.gain, "regressed": found.regressed, "degradation": found.mask}
@@ -82,19 +81,34 @@ class FullModel:
 
     # ---- memory ----
 
-    def working_bytes(self, height: int, width: int, tile_px: int | None = None) -> float:
-        """About what a picture takes on the device beside the weights that are there already."""
-        from gmodiff.model.sd21 import VAE_TILE_PX, VAE_WHOLE_PX
+    def working_bytes(self, height: int, width: int, tile_px: int | None = None, unet_batch: int = 1) -> float:
+        """About what a picture takes on the device beside the weights that are there already: of the part that takes most."""
+        from gmodiff.model.sd21 import LATENT_PX, UNET_TILE, VAE_TILE_PX, VAE_WHOLE_PX
 
-        pixels = height * width
+        system, pixels = self.system, height * width
         side = tile_px or (VAE_TILE_PX if pixels > VAE_WHOLE_PX else max(height, width))
         seen = min(side, height) * min(side, width)
-        size = next(self.system.parameters()).element_size() / 4
-        activations = size * max(REGRESSOR_BYTES * pixels, KEPT_BYTES * pixels + VAE_BYTES * seen)
-        waiting = 0
-        if self.system.offload:  # the largest part comes in beside its activations
-            waiting = max(sum(p.numel() * p.element_size() for p in part.parameters()) for part in self.system.children())
-        return activations + FIXED_BYTES + waiting
+        latents = min(pixels / LATENT_PX**2, unet_batch * UNET_TILE**2)
+        size = next(system.parameters()).element_size() / 4
+
+        def coming(*parts: Any) -> float:
+            """Weights that are brought in for a part of the work, where they wait in main memory until then."""
+            return sum(p.numel() * p.element_size() for part in parts for p in part.parameters()) if system.offload else 0.0
+
+        kept = KEPT_BYTES * pixels
+        phases = (
+            size * REGRESSOR_BYTES * pixels + coming(system.dareg, system.context),
+            size * (kept + VAE_BYTES * seen) + coming(system.gain_encoder, system.gain_decoder),
+            size * (kept + UNET_BYTES * latents) + coming(system.unet),
+        )
+        return max(phases) + FIXED_BYTES
+
+    def _unet_batch(self, height: int, width: int, tile_px: int | None) -> int:
+        """Tiles of the UNet at once: as many as there is room for, on a GPU that holds the whole system."""
+        if self.system.device.type != "cuda" or self.system.offload:
+            return 1
+        free = free_bytes(self.system.device) or 0.0
+        return next((n for n in range(UNET_BATCH, 1, -1) if self.working_bytes(height, width, tile_px, n) <= 0.9 * free), 1)
 
     def _check_memory(self, height: int, width: int, tile_px: int | None) -> None:
         free = free_bytes(self.system.device)
