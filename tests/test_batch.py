@@ -833,9 +833,9 @@ def test_a_killed_worker_costs_its_set_a_second_try(tmp_path):
 
 def test_a_manifest_is_a_file_of_this_machine(card, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    code, _, err = run(["batch", str(card), "-o", "out", "--manifest", "file:///tmp/m.jsonl", *NONE], capsys)
+    code, _, err = run(["batch", str(card), "-o", "out", "--manifest", "file:///results/m.jsonl", *NONE], capsys)
     assert code == 2
-    assert "--manifest file:///tmp/m.jsonl: expected a file of this machine" in err
+    assert "--manifest file:///results/m.jsonl: expected a file of this machine" in err
     assert list(tmp_path.iterdir()) == []
 
 

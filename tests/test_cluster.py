@@ -220,7 +220,7 @@ def test_photos_and_pictures_of_hosts(hosted, tmp_path, capsys, monkeypatch):
         ("bucket/b.jpg", "bucket/b.jpg", "s3://bucket/b.jpg", "s3://bucket/b.jpg"),
         ("/card/b.jpg", "/card", "memory://card", "memory://card/b.jpg"),
         ("/card/b.jpg", "", "memory://", "memory://card/b.jpg"),
-        ("/tmp/a/b.jpg", "/tmp/a", "file:///tmp/a/", "file:///tmp/a/b.jpg"),
+        ("/card/a/b.jpg", "/card/a", "file:///card/a/", "file:///card/a/b.jpg"),
         ("/b.jpg", "/", "sftp://me@host:22/", "sftp://me@host:22/b.jpg"),
         ("/home/b.jpg", "/home", "sftp://host/home", "sftp://host/home/b.jpg"),
     ],

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gmodiff.batch.storage import is_url
 from gmodiff.batch.watcher import Watcher
 from gmodiff.batch.wording import MOST_ALIKE, by_reason, counted, printable, some_of
 from gmodiff.errors import InputError, OutputError
@@ -40,7 +41,7 @@ def _bytes(_: click.Context, __: click.Parameter, text: str | None) -> int | Non
 
 
 def _local_file(_: click.Context, option: click.Parameter, text: str | None) -> Path | None:
-    if text is not None and re.match(r"[a-z][a-z0-9+.-]+://", text, re.IGNORECASE):
+    if text is not None and is_url(text):
         raise InputError(f"--{option.name} {text}: expected a file of this machine, which can grow line by line")
     return None if text is None else Path(text)
 

@@ -97,8 +97,7 @@ def run_batch(
         try:
             jobs = _jobs(plan, output, settings, record, outcomes, scratch=scratch, again=again)
             if not force:
-                _check_free(jobs, record)
-                jobs = [replace(j, fresh=size(j.target) is None) for j in jobs]
+                jobs = _checked_free(jobs, record)
             budget = memory if memory is not None else int(free_bytes() * (1 - KEPT_FREE))
             count = worker_count([j.bytes for j in jobs], budget, workers)
             outcomes.workers = 0 if cluster else min(count, max(len(jobs), 1))
@@ -264,7 +263,7 @@ def _jobs(
     for one in plan.sets:
         target = join(output, one.output)
         here = _one_file(target)
-        if here in sources or (here in others and not _is_own(target) and not _is_result(target, record.done.get(one.output))):
+        if here in sources or (here in others and not _is_own(target) and not _is_result(size(target), record.done.get(one.output))):
             what = "one of the photos" if here in sources else "on the card"
             raise InputError(f"{printable(target)} is {what}: give another output folder or --name; photos are never replaced")
         row = None if again else record.finished.get(one.output)
@@ -298,28 +297,28 @@ def _is_asked(row: Row, one: PlannedSet, settings: Settings) -> bool:
     return bool(row["settings"] == settings.as_dict() and row.get("asked") == asked)
 
 
-def _check_free(jobs: Sequence[Job], record: Manifest) -> None:
-    """Raise InputError where a file would be replaced that this batch did not make."""
-    strangers = []
+def _checked_free(jobs: Sequence[Job], record: Manifest) -> list[Job]:
+    """The jobs, with whether their places are free. Raises InputError where a file would be replaced that this batch did not make."""
+    strangers, checked = [], []
     for job in jobs:
-        row = record.done.get(job.output)
-        if size(job.target) is None or _left_by_a_kill(job, record):
+        row, there = record.done.get(job.output), size(job.target)  # asked once: a store may be far away
+        checked.append(replace(job, fresh=there is None))
+        if there is None or _left_by_a_kill(job, record):
             continue
-        if _is_result(job.target, row):
-            if row is not None and not _shares_a_photo(job, row):
-                raise InputError(
-                    f"{printable(job.target)} is the picture of other photos ({printable(str(row['photos'][0]['place']))} ...): give "
-                    "another output folder or --name, or --force to replace it"
-                )
-        elif row is not None:
+        if row is None:
+            strangers.append(job)
+        elif not _is_result(there, row):
             raise InputError(
                 f"{printable(job.target)} was changed since it was made: move it away, give another output folder or --name, or --force "
                 "to make it anew"
             )
-        else:
-            strangers.append(job)
+        elif not _shares_a_photo(job, row):
+            raise InputError(
+                f"{printable(job.target)} is the picture of other photos ({printable(str(row['photos'][0]['place']))} ...): give "
+                "another output folder or --name, or --force to replace it"
+            )
     if not strangers:
-        return
+        return checked
     target = strangers[0].target
     first = printable(target)
     more = f" (and {len(strangers) - 1} more)" if len(strangers) > 1 else ""
@@ -332,9 +331,9 @@ def _check_free(jobs: Sequence[Job], record: Manifest) -> None:
     raise InputError(f"{first} exists and is not of this batch{more}: give another output folder or --name, or --force to replace it")
 
 
-def _is_result(target: str, row: Row | None) -> bool:
-    """A file is what a finished row tells of, as far as its length says."""
-    return row is not None and size(target) == row.get("bytes")
+def _is_result(there: int | None, row: Row | None) -> bool:
+    """A file of so many bytes is what a finished row tells of, as far as its length says."""
+    return row is not None and there == row.get("bytes")
 
 
 def _shares_a_photo(job: Job, row: Row) -> bool:
