@@ -1,5 +1,6 @@
 """Batches on a dask cluster, here: a scheduler and worker processes, one of which is killed; files in fsspec's memory file system."""
 
+import gc
 import json
 import os
 import signal
@@ -252,6 +253,22 @@ def test_no_scheduler_is_one_line(tmp_path, capsys, monkeypatch, address, expect
     assert expected in err
     assert err.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_an_address_that_is_none_leaves_nothing_to_collect(tmp_path, capsys, monkeypatch):
+    """A half-made client that is collected while a loop starts keeps that loop from starting: dask's lock waits for itself."""
+    monkeypatch.setattr("gmodiff.batch.cluster.ANSWER_S", 1.0)
+    write_card(tmp_path / "card", 1)
+    made = distributed.utils.asyncio_run
+    gc.collect()
+    gc.disable()  # by chance it is collected earlier
+    try:
+        assert run(["batch", str(tmp_path / "card"), "-o", str(tmp_path / "out"), "--cluster", "what://ever", *NONE], capsys)[0] == 2
+        monkeypatch.setattr("distributed.utils.asyncio_run", lambda *given, **named: (gc.collect(), made(*given, **named)))
+        with distributed.LocalCluster(n_workers=0, processes=False, dashboard_address=None) as made_later:
+            assert made_later.scheduler_address
+    finally:
+        gc.enable()
 
 
 def test_no_workers_is_one_line(tmp_path, capsys, monkeypatch):

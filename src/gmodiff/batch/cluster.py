@@ -6,6 +6,7 @@ thread (`--nthreads 1`): a set uses several cores by itself, and memory is recko
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import time
@@ -89,12 +90,18 @@ def run_on_cluster(
 
 
 def _connected(distributed: Any, address: str) -> Any:
+    refused = None
     try:
         client = distributed.Client(address, timeout=ANSWER_S)
     except ValueError as error:
-        raise InputError(f"--cluster {address}: not an address ({_line(error)}); expected tcp://HOST:PORT") from None
+        refused = InputError(f"--cluster {address}: not an address ({_line(error)}); expected tcp://HOST:PORT")
     except (OSError, TimeoutError):
-        raise InputError(f"--cluster {address}: no scheduler answers there; start one with `dask scheduler`, then workers") from None
+        refused = InputError(f"--cluster {address}: no scheduler answers there; start one with `dask scheduler`, then workers")
+    if refused is not None:
+        # The half-made client closes itself when it is collected, and takes dask's lock of loops for that. Here nobody holds it; by chance,
+        # in a loop that is starting, dask would wait for itself for ten seconds and give up.
+        gc.collect()
+        raise refused
     try:
         try:
             client.wait_for_workers(1, timeout=ANSWER_S)
