@@ -52,6 +52,33 @@ def test_jod_in_an_empty_mask_is_none(jod):
     assert jod(picture, picture, {"dark": np.zeros((32, 32), bool)}, 800.0)["jod/dark"] is None
 
 
+def test_gradient_similarity_sees_texture_not_level():
+    """By hand on a ramp: one direction, one magnitude, so that the formula can be written down."""
+    similarity = perceptual.load("gms")
+    dice = np.random.default_rng(0)
+    truth = dice.uniform(0.2, 0.8, (64, 64, 3)).astype(np.float32)
+    left = np.zeros((64, 64), bool)
+    left[:, :24] = True
+    assert similarity(truth, truth, {"left": left, "none": left & ~left}, 203.0) == {"gms": 1.0, "gms/left": 1.0, "gms/none": None}
+    flat = truth.copy()
+    flat[:, 32:] = 0.5
+    found = similarity(flat, truth, {"left": left}, 203.0)
+    assert found["gms/left"] == 1.0
+    assert found["gms"] < 0.98
+
+    def decompressed(value):  # so that compressed luminance is the ramp
+        return np.repeat(((5001.0**value) - 1)[..., None] / 5000, 3, axis=2).astype(np.float32)
+
+    ramp = np.tile(np.arange(64) / 100, (64, 1))
+    steep, gentle = (
+        similarity(decompressed(ramp + 0.1), decompressed(ramp), {}, 203.0),
+        similarity(decompressed(ramp / 2), decompressed(ramp), {"middle": np.pad(np.ones((32, 32), bool), 16)}, 203.0),
+    )
+    assert steep["gms"] == pytest.approx(1.0, abs=1e-4)  # level alone is no difference
+    a, b, c = 0.04, 0.02, 170 / 255**2  # of halved pictures, two steps between the columns compared
+    assert gentle["gms/middle"] == pytest.approx((2 * a * b + c) / (a * a + b * b + c), abs=2e-3)
+
+
 @pytest.mark.parametrize("name", ["lpips", "dists"])
 def test_piq_metrics_say_which_weights_are_missing(name, monkeypatch, tmp_path):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))

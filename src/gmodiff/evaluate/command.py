@@ -28,7 +28,7 @@ SOME_FAILED = 1
 @click.option("--data", type=click.Path(path_type=Path), metavar="FOLDER", help="Where the pictures of a set file are.")
 @click.option("--scenes", metavar="NAME,...", help="Only these scenes; patterns with * and ? will do.")
 @click.option("--metric", "metrics", multiple=True, metavar="NAME",
-              help="Beyond PSNR, SSIM and PU21: jod, lpips, dists, musiq, maniqa, clipiqa, or none; may be repeated. "
+              help="Beyond PSNR, SSIM and PU21: jod, gms, lpips, dists, musiq, maniqa, clipiqa, or none; may be repeated. "
                    "Default: jod where it is installed.")  # fmt: skip
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Scenes measured beside each other.")
 @click.option("--pictures/--no-pictures", default=True, show_default=True, help="Keep every method's picture, for the contact sheets.")

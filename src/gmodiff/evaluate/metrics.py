@@ -5,7 +5,8 @@ what methods make of it is not scored. Nothing is aligned in exposure here. Wher
 counts as right, so that windows reaching across carry nothing over.
 
 Sources: PSNR in the mu domain, Kalantari and Ramamoorthi 2017, equation 5 (mu = 5000). SSIM, Wang et al. 2004: 11x11 Gaussian windows
-of 1.5 px, K = 0.01, 0.03. PU21, Mantiuk and Azimi 2021, "banding_glare" parameters. The paper's gain, `gainmap.mu_gain`.
+of 1.5 px, K = 0.01, 0.03. PU21, Mantiuk and Azimi 2021, "banding_glare" parameters. The paper's gain, `gainmap.mu_gain`. Gradient
+similarity, Xue et al. 2014 ("Gradient magnitude similarity deviation"), equations 1 to 4.
 """
 
 from __future__ import annotations
@@ -131,6 +132,38 @@ class ExtraMetric(Protocol):
     def __call__(self, estimate: F32, truth: F32, masks: Mapping[str, Mask], white_nits: float) -> dict[str, float | None]:
         """Both pictures (H, W, 3) relative to the short frame's white, 0..1, whose light is white_nits: name, or name/mask, to value."""
         ...
+
+
+GMS_SAME = 170.0 / 255**2
+"""c of gradient similarity: gradients well below its root count as none (Xue et al. 2014, section II-A, for a range of 1)."""
+
+
+class GradientSimilarity:
+    """Likeness of the gradients of two pictures' mu-compressed luminance, at half size as its authors have it: 1 is identical.
+
+    The mean (their GMSM), also inside masks: whether texture is there, wherever its level lies.
+    """
+
+    name, needs_truth = "gms", True
+    settings = f"mean gradient magnitude similarity of mu {MU:g} mean of RGB, 2x2 means, Prewitt, c {GMS_SAME:.4g}"
+
+    def __call__(self, estimate: F32, truth: F32, masks: Mapping[str, Mask], white_nits: float) -> dict[str, float | None]:
+        """See `ExtraMetric`."""
+        a, b = (self._gradient(p) for p in (estimate, truth))
+        similar = (2 * a * b + GMS_SAME) / (a * a + b * b + GMS_SAME)
+        found: dict[str, float | None] = {"gms": float(similar.mean(dtype=np.float64))}
+        for name, mask in masks.items():
+            inside = similar[mask[::2, ::2]]
+            found[f"gms/{name}" if name else "gms"] = float(inside.mean(dtype=np.float64)) if inside.size else None
+        return found
+
+    @staticmethod
+    def _gradient(relative: F32) -> F32:
+        level = compress(relative).mean(axis=-1)
+        small = cv2.blur(level, (2, 2), anchor=(0, 0), borderType=cv2.BORDER_REPLICATE)[::2, ::2]
+        across = np.array([[1, 0, -1]] * 3, np.float32) / 3
+        x, y = (cv2.filter2D(small, cv2.CV_32F, k, borderType=cv2.BORDER_REPLICATE) for k in (across, across.T))
+        return np.asarray(np.hypot(x, y))
 
 
 class Scorer:

@@ -1,7 +1,9 @@
-"""Metrics that need torch: ColorVideoVDP's JOD, LPIPS and DISTS through piq, and no-reference scores through pyiqa.
+"""Metrics beyond those of every row: gradient similarity, and what needs torch: ColorVideoVDP's JOD, LPIPS and DISTS through piq, and
+no-reference scores through pyiqa.
 
-None is imported before it is asked for, and what is missing is said in one line. Nothing is ever downloaded by LPIPS and DISTS: their
-weights must lie in torch's own cache already. pyiqa is under a non-commercial licence, so no extra of this project installs it.
+None of these is imported before it is asked for, and what is missing is said in one line. Nothing is ever downloaded by LPIPS and
+DISTS: their weights must lie in torch's own cache already. pyiqa is under a non-commercial licence, so no extra of this project installs
+it.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import numpy as np
 
 from gmodiff.datasets.scene import Mask
 from gmodiff.errors import InputError, MissingDependencyError
-from gmodiff.evaluate.metrics import ExtraMetric, compress
+from gmodiff.evaluate.metrics import ExtraMetric, GradientSimilarity, compress
 from gmodiff.radiometry import F32
 from gmodiff.tiling import threads
 
@@ -30,7 +32,7 @@ PEAK_NITS = 10000.0
 nobody would see."""
 
 NO_REFERENCE = ("musiq", "maniqa", "clipiqa")
-NAMES = ("jod", "lpips", "dists", *NO_REFERENCE)
+NAMES = ("jod", "gms", "lpips", "dists", *NO_REFERENCE)
 
 VGG_FILE = "vgg16-397923af.pth"
 PIQ_FILES = {"lpips": "lpips_weights.pt", "dists": "dists_weights.pt"}
@@ -43,6 +45,8 @@ def load(name: str) -> ExtraMetric:
     """
     if name == "jod":
         return JOD()
+    if name == GradientSimilarity.name:
+        return GradientSimilarity()
     if name in PIQ_FILES:
         return PiqMetric(name)
     if name in NO_REFERENCE:

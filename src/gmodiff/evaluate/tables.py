@@ -53,6 +53,7 @@ METRICS: Mapping[str, Metric] = {
     "pu21_psnr": Metric("PU21-PSNR", 2),
     "pu21_ssim": Metric("PU21-SSIM", 4),
     "jod": Metric("JOD", 2),
+    "gms": Metric("GMS", 4),
     "gain_psnr": Metric("gain PSNR", 2),
     "grid_db": Metric("grid dB", 2, lower=True),
     "lpips": Metric("LPIPS", 3, lower=True),
