@@ -22,6 +22,7 @@ from gmodiff.model.dareg import DaReg, DaRegShape, network_input
 from gmodiff.model.released import LORA_ALPHA, low_rank, read_released, released_from
 from gmodiff.model.sd21 import OneStep, Sd21, assemble, skip_widths, starts
 from gmodiff.model.sd21_backbone import open_backbone
+from live_bytes import LiveBytes
 from sd21_standin import SCHEDULER, SHAPE, SKIPS, UNET, VAE, WIDTH, Reference, assert_same, write_backbone
 
 COMPAT = Path(__file__).parents[2] / "shared" / "compat"
@@ -159,6 +160,40 @@ def test_strips_change_nothing(monkeypatch):
     with_gradient = net(*given)
     assert with_gradient.gain.requires_grad
     torch.testing.assert_close(with_gradient.gain, whole.gain, rtol=1e-4, atol=1e-5)
+
+
+def test_the_mean_of_a_picture_elsewhere_is_its_mean(monkeypatch):
+    monkeypatch.setattr(dareg_module, "STRIP_PX", 16 * 24)
+    picture = torch.rand(2, 5, 70, 24)
+    wanted = picture.double().mean((2, 3), keepdim=True).float()
+    torch.testing.assert_close(dareg_module._mean(picture, torch.device("cpu")), wanted, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("visiting", [False, True])
+def test_pictures_in_main_memory_visit_the_device(system, monkeypatch, visiting):
+    """On a device without content: nothing is computed from tensors on both, and only strips of the regressor's features are there."""
+    monkeypatch.setattr(dareg_module, "STRIP_PX", 16 * 256)
+    elsewhere = copying.deepcopy(system).to("meta")
+    elsewhere.device = torch.device("meta")
+    largest = 0
+
+    def look(module, inputs):
+        nonlocal largest
+        assert inputs[0].is_meta
+        largest = max(largest, inputs[0][0, 0].numel())
+
+    for module in elsewhere.dareg.modules():
+        if isinstance(module, torch.nn.Conv2d) and module.kernel_size != (1, 1):
+            module.register_forward_pre_hook(look)
+    regressed = []
+    elsewhere.dareg.register_forward_hook(lambda *_: regressed.append(live.peak["meta"]))
+    with LiveBytes() as live:
+        found = elsewhere.refine(torch.rand(3, 3, 512, 256), EXPOSURES, vae_tile_px=128, visiting=visiting)
+    assert [v.shape for v in found] == [(1, 3, 512, 256), (1, 3, 512, 256), (1, 1, 512, 256)]
+    assert not any(v.is_meta for v in found)
+    assert largest <= (16 + 2 * 8) * 256  # strips and their halos, wherever the picture lies
+    features = 4 * 2 * SHAPE.widths[0] * 512 * 256  # what is kept of the finest depth
+    assert (regressed[0] > features) is not visiting
 
 
 @pytest.mark.parametrize(("size", "wanted"), [(96, [0]), (97, [0, 1]), (160, [0, 64]), (161, [0, 64, 65]), (224, [0, 64, 128]), (50, [0])])

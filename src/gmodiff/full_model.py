@@ -28,9 +28,12 @@ UNET_BATCH = 4
 ROOM_BYTES = 4e9
 """What a GPU should have free beside the weights; with less, parts wait in main memory until it is their turn."""
 
-REGRESSOR_BYTES, KEPT_BYTES, VAE_BYTES, UNET_BYTES, FIXED_BYTES = 1100.0, 80.0, 6300.0, 222e3, 0.5e9
-"""Working memory in float32: of the regressor and of what is kept beside the other parts, a pixel of the picture; of the VAE, a pixel of
-what it sees at once; of the UNet, a latent of a tile; of strips and libraries. Measured (docs/full-model.md)."""
+REGRESSOR_BYTES, STRIPS_BYTES = 680.0, 1.0e9
+"""Working memory of the regressor in float32: for a pixel of the picture, on the device or, while that is visited, in main memory; and of
+the strips that are worked on, half as much beside a picture on the device. Counted by torch (tests/test_full_model.py)."""
+KEPT_BYTES, VAE_BYTES, UNET_BYTES, FIXED_BYTES = 80.0, 6300.0, 222e3, 0.5e9
+"""In float32 too: of what is kept beside the other parts, a pixel of the picture; of the VAE, a pixel of what it sees at once; of the UNet,
+a latent of a tile; of strips and libraries. Measured (docs/full-model.md)."""
 
 
 class FullModel:
@@ -64,7 +67,7 @@ class FullModel:
         if encoded.ndim != 4 or encoded.shape[:2] != (3, 3) or stops.shape != (3,):
             raise InputError(f"frames of shape {encoded.shape} with exposures of shape {stops.shape}: expected (3, 3, H, W) and (3,)")
         height, width = encoded.shape[2:]
-        self._check_memory(height, width, tile_px)
+        visiting = self._check_memory(height, width, tile_px)
         with (
             self._memory_errors(height, width, tile_px),
             torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=not self._exact),
@@ -73,7 +76,8 @@ class FullModel:
                 torch.from_numpy(np.ascontiguousarray(encoded)),
                 torch.from_numpy(np.exp2(stops - stops[0])),
                 vae_tile_px=tile_px,
-                unet_batch=self._unet_batch(height, width, tile_px),
+                unet_batch=self._unet_batch(height, width, tile_px, visiting),
+                visiting=visiting,
                 progress=progress,
             )
         arrays = {"gain": found.gain, "regressed": found.regressed, "degradation": found.mask}
@@ -81,39 +85,64 @@ class FullModel:
 
     # ---- memory ----
 
-    def working_bytes(self, height: int, width: int, tile_px: int | None = None, unet_batch: int = 1) -> float:
-        """About what a picture takes on the device beside the weights that are there already: of the part that takes most."""
+    def working_bytes(self, height: int, width: int, tile_px: int | None = None, unet_batch: int = 1, *, visiting: bool = False) -> float:
+        """About what a picture takes on the device beside the weights that are there already: of the part that takes most.
+
+        visiting: the regressor's pictures wait in main memory (`Sd21.refine`), which takes `waiting_bytes` there.
+        """
         from gmodiff.model.sd21 import LATENT_PX, UNET_TILE, VAE_TILE_PX, VAE_WHOLE_PX
 
         system, pixels = self.system, height * width
         side = tile_px or (VAE_TILE_PX if pixels > VAE_WHOLE_PX else max(height, width))
         seen = min(side, height) * min(side, width)
         latents = min(pixels / LATENT_PX**2, unet_batch * UNET_TILE**2)
-        size = next(system.parameters()).element_size() / 4
 
         def coming(*parts: Any) -> float:
             """Weights that are brought in for a part of the work, where they wait in main memory until then."""
             return sum(p.numel() * p.element_size() for part in parts for p in part.parameters()) if system.offload else 0.0
 
-        kept = KEPT_BYTES * pixels
+        kept, size = KEPT_BYTES * pixels, self._size
+        regressor = STRIPS_BYTES if visiting else STRIPS_BYTES / 2 + REGRESSOR_BYTES * pixels
         phases = (
-            size * REGRESSOR_BYTES * pixels + coming(system.dareg, system.context),
+            size * max(regressor, kept) + coming(system.dareg, system.context),
             size * (kept + VAE_BYTES * seen) + coming(system.gain_encoder, system.gain_decoder),
             size * (kept + UNET_BYTES * latents) + coming(system.unet),
         )
         return max(phases) + FIXED_BYTES
 
-    def _unet_batch(self, height: int, width: int, tile_px: int | None) -> int:
+    def waiting_bytes(self, height: int, width: int) -> float:
+        """About what the regressor's pictures take in main memory while they visit the device."""
+        return self._size * REGRESSOR_BYTES * height * width + FIXED_BYTES
+
+    @property
+    def _size(self) -> float:
+        """Bytes of a number, in those of float32: 1, or 0.5 in half precision."""
+        return next(self.system.parameters()).element_size() / 4
+
+    def _unet_batch(self, height: int, width: int, tile_px: int | None, visiting: bool = False) -> int:
         """Tiles of the UNet at once: as many as there is room for, on a GPU that holds the whole system."""
         if self.system.device.type != "cuda" or self.system.offload:
             return 1
-        free = free_bytes(self.system.device) or 0.0
-        return next((n for n in range(UNET_BATCH, 1, -1) if self.working_bytes(height, width, tile_px, n) <= 0.9 * free), 1)
+        free = 0.9 * (free_bytes(self.system.device) or 0.0)
+        return next((n for n in range(UNET_BATCH, 1, -1) if self.working_bytes(height, width, tile_px, n, visiting=visiting) <= free), 1)
 
-    def _check_memory(self, height: int, width: int, tile_px: int | None) -> None:
+    def _check_memory(self, height: int, width: int, tile_px: int | None) -> bool:
+        """Whether the regressor's pictures have to wait in main memory. Raises InputError where memory does not suffice even so."""
         free = free_bytes(self.system.device)
-        if free is not None and self.working_bytes(height, width, tile_px) > free:
-            raise InputError(self._too_little(height, width, tile_px, free))
+        if free is None or self.working_bytes(height, width, tile_px) <= free:
+            return False
+        if self._can_wait(height, width) and self.working_bytes(height, width, tile_px, visiting=True) <= free:
+            return True
+        raise InputError(self._too_little(height, width, tile_px, free))
+
+    def _can_wait(self, height: int, width: int) -> bool:
+        """Whether main memory is another than the device's, and has room for the regressor's pictures."""
+        import torch
+
+        if self.system.device.type != "cuda":
+            return False
+        free = free_bytes(torch.device("cpu"))
+        return free is None or self.waiting_bytes(height, width) <= free
 
     @contextmanager
     def _memory_errors(self, height: int, width: int, tile_px: int | None) -> Iterator[None]:
@@ -127,18 +156,20 @@ class FullModel:
 
     def _too_little(self, height: int, width: int, tile_px: int | None, free: float | None) -> str:
         """What would fit, in one line."""
-        needed, device = self.working_bytes(height, width, tile_px), self.system.device
+        device, waits = self.system.device, self._can_wait(height, width)
+        needed = self.working_bytes(height, width, tile_px, visiting=waits)
         line = f"not enough memory on {device}: model {self.card.name} takes about {needed / 1e9:.1f} GB for {width}x{height} pixels"
         if free is None:
             return f"{line}; give --tile {MIN_TILE_PX}, or merge smaller copies"
         line += f", and {free / 1e9:.1f} GB are free"
         tiles = (t for t in (1024, 768, MIN_TILE_PX) if t < (tile_px or max(height, width)))
-        fits = next((t for t in tiles if self.working_bytes(height, width, t) <= 0.95 * free), None)
+        fits = next((t for t in tiles if self.working_bytes(height, width, t, visiting=waits) <= 0.95 * free), None)
         if fits is not None:
             return f"{line}; --tile {fits} fits"
-        room = 0.95 * free - self.working_bytes(0, 0, MIN_TILE_PX)
-        size = next(self.system.parameters()).element_size() / 4
-        pixels = min(room / size / REGRESSOR_BYTES, (room / size - VAE_BYTES * MIN_TILE_PX**2) / KEPT_BYTES)
+        room = (0.95 * free - self.working_bytes(0, 0, MIN_TILE_PX, visiting=waits)) / self._size
+        pixels = (room - VAE_BYTES * MIN_TILE_PX**2) / KEPT_BYTES
+        if not waits:
+            pixels = min(pixels, room / REGRESSOR_BYTES)
         if pixels > 1e5:
             return f"{line}; photos of up to about {pixels / 1e6:.1f} megapixels fit with --tile {MIN_TILE_PX}, or use --model compact"
         return f"{line}; close other programs, or use --model compact"

@@ -5,7 +5,8 @@ Stages 1 and 2 of the paper (section 3.3) as released, name by name, so that its
 cannot be said.
 
 Large pictures are computed in strips of rows. That changes nothing: convolutions see as far beyond a strip as they reach, and the one
-thing that joins the whole picture, a mean in each block, is taken between two passes.
+thing that joins the whole picture, a mean in each block, is taken between two passes. So a picture need not be where the network is:
+frames in main memory visit a GPU strip by strip, and what is in between stays in main memory too.
 """
 
 from __future__ import annotations
@@ -24,8 +25,11 @@ STRIDE = 32
 """Sides of the published regressor's input are multiples of this: the product of its strides."""
 GAMMA = 2.2
 """Camera response that the released weights assume: linear = encoded ** GAMMA."""
-STRIP_PX = 1 << 18
-"""Pixels of a strip: at 64 channels of float32, 64 MB a tensor."""
+STRIP_PX, STRIP_CHANNELS = 1 << 18, 64
+"""Pixels of a strip of so many channels, and of fewer: 64 MB a tensor of float32. Where there are more channels, there are fewer pixels."""
+
+LEAST_ROWS = 16
+"""Of a strip, however wide it is: halos would take more time than strips."""
 
 
 @dataclass(frozen=True)
@@ -92,21 +96,27 @@ class DaReg(nn.Module):
         return [*self.encoder_adapt_convs.parameters(), *self.seg_conv_layers.parameters()]
 
     def forward(self, short: Tensor, middle: Tensor, long: Tensor) -> Regressed:
-        """Three frames (B, 6, H, W) as `network_input` makes them; H and W are multiples of STRIDE."""
-        x = in_strips(self._fused, (short, middle, long), halo=4)
+        """Three frames (B, 6, H, W) as `network_input` makes them; H and W are multiples of STRIDE.
+
+        They may lie on another device than the network: then the work is done where the network is, strip by strip, and the answer and all
+        that is kept on the way lies where the frames do. The numbers are the same up to rounding.
+        """
+        device = self.ending.weight.device
+        x = in_strips(self._fused, (short, middle, long), halo=4, device=device)
         seen = []
-        for blocks, down in zip(self.encoders, self.downs, strict=True):
+        for blocks, down, stride in zip(self.encoders, self.downs, self.shape.strides, strict=True):
             x = blocks(x)
             seen.append(x)
-            x = down(x)
+            x = in_strips(down, (x,), stride=stride, device=device)
         x = self.middle_blks(x)
         prior = x.flatten(2).transpose(1, 2)
-        mask = self._mask(seen)
-        for up, blocks in zip(self.ups, self.decoders, strict=True):
-            x = up(x)
-            x += seen.pop()
+        mask = self._mask(seen, device)
+        for up, blocks, stride in zip(self.ups, self.decoders, self.shape.strides[::-1], strict=True):
+            skip = seen.pop()
+            x = in_strips(lambda s, x, up=up: up(x) + s, (skip, x), stride=stride, device=device, into=skip)
+            del skip
             x = blocks(x)
-        return Regressed(in_strips(self._gain, (x, middle), halo=2), mask, prior)
+        return Regressed(in_strips(self._gain, (x, middle), halo=2, device=device), mask, prior)
 
     def _fused(self, short: Tensor, middle: Tensor, long: Tensor) -> Tensor:
         fused: Tensor = self.fusion(self.intro_0(short), self.intro_1(middle), self.intro_2(long))
@@ -116,13 +126,21 @@ class DaReg(nn.Module):
         # The reference's first feature again: cheaper than to keep 64 channels at full size from the beginning.
         return torch.sigmoid(self.outconv(self.ending(x) + self.intro_1(middle)))
 
-    def _mask(self, seen: Sequence[Tensor]) -> Tensor:
-        size = seen[0].shape[-2:]
-        parts = [
-            functional.interpolate(conv(s), size, mode="bilinear", align_corners=False)
-            for conv, s in zip(self.encoder_adapt_convs, seen, strict=True)
-        ]
-        return in_strips(lambda *p: torch.sigmoid(self.seg_conv_layers(torch.cat(p, dim=1))), parts, halo=2)
+    def _mask(self, seen: Sequence[Tensor], device: torch.device) -> Tensor:
+        """(B, 1, H, W) from the features of the encoder, finest first."""
+
+        def head(*seen: Tensor) -> Tensor:
+            size = seen[0].shape[-2:]
+            parts = [
+                functional.interpolate(conv(s), size, mode="bilinear", align_corners=False)
+                for conv, s in zip(self.encoder_adapt_convs, seen, strict=True)
+            ]
+            return torch.sigmoid(self.seg_conv_layers(torch.cat(parts, dim=1)))
+
+        coarsest = seen[0].shape[-2] // seen[-1].shape[-2]
+        # Enlarged features are wrong up to half a pixel of the coarsest from where a strip is cut off; two convolutions carry that on.
+        halo = -(-(coarsest // 2 + 2) // coarsest) * coarsest
+        return in_strips(head, seen, halo=halo, stride=coarsest, device=device)
 
 
 class NAFBlock(nn.Module):
@@ -141,16 +159,17 @@ class NAFBlock(nn.Module):
         self.beta, self.gamma = (nn.Parameter(torch.zeros(1, width, 1, 1)) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Large pictures in two passes: one up to the mean of the whole, one from there."""
-        spread = in_strips(lambda s: gated(self.conv2(self.conv1(self.norm1(s)))), (x,), halo=1)
-        scale: Tensor = self.sca(spread)
+        """Large pictures in two passes: one up to the mean of the whole, one from there, whose answer takes the place of x."""
+        device = self.beta.device
+        spread = in_strips(lambda s: gated(self.conv2(self.conv1(self.norm1(s)))), (x,), halo=1, device=device)
+        scale: Tensor = self.sca(spread if spread.device == device else _mean(spread, device))
 
         def rest(x: Tensor, spread: Tensor) -> Tensor:
             y: Tensor = x + self.beta * self.conv3(spread * scale)
             z: Tensor = y + self.gamma * self.conv5(gated(self.conv4(self.norm2(y))))
             return z
 
-        return in_strips(rest, (x, spread), halo=0)
+        return in_strips(rest, (x, spread), device=device, into=x)
 
 
 class _ChannelNorm(nn.Module):
@@ -187,22 +206,54 @@ def _conv3(inputs: int, outputs: int) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, 3, padding=1)
 
 
-def in_strips(work: Callable[..., Tensor], pictures: Sequence[Tensor], *, halo: int) -> Tensor:
-    """work on pictures of one size (B, C, H, W), strip by strip of rows where they are large and nobody wants a gradient.
+def in_strips(
+    work: Callable[..., Tensor],
+    pictures: Sequence[Tensor],
+    *,
+    halo: int = 0,
+    stride: int = 1,
+    device: torch.device | None = None,
+    into: Tensor | None = None,
+) -> Tensor:
+    """work on pictures (B, C, H, W), strip by strip of rows where they are large and nobody wants a gradient.
 
-    work: pictures to one of the same height and width, seeing no farther than `halo` rows. The result is that of the whole picture.
+    work: pictures to one, seeing no farther than `halo` rows. The result is that of whole pictures, and lies where they do.   pictures: the
+    first has the most rows; the others and the result may have fewer by whole factors.   stride: the largest of these factors; the halo is
+    a multiple of it.   device: where the work is done; None: where the pictures are.   into: the picture whose place a result in strips
+    takes, which is gone then; None: a new tensor.
     """
-    batch, _, height, width = pictures[0].shape
-    rows = max(STRIP_PX // (batch * width), 16)
+    batch, channels, height, width = pictures[0].shape
+    home = pictures[0].device
+    device = home if device is None else device
+    rows = STRIP_PX * STRIP_CHANNELS // (batch * width * max(channels, STRIP_CHANNELS))
+    rows = max(rows // stride, -(-LEAST_ROWS // stride)) * stride
     if rows >= height or torch.is_grad_enabled():
-        return work(*pictures)
-    result: Tensor | None = None
+        return work(*(p.to(device) for p in pictures)).to(home)
+    result = into
     for first in range(0, height, rows):
         end = min(first + rows, height)
         top, bottom = max(first - halo, 0), min(end + halo, height)
-        part = work(*(p[:, :, top:bottom] for p in pictures))
+
+        part = work(*(_rows(p, top, bottom, height).to(device) for p in pictures))
         if result is None:
-            result = part.new_empty(*part.shape[:2], height, width)
-        result[:, :, first:end] = part[:, :, first - top : end - top]
+            size = part.shape[2] * height // (bottom - top)
+            result = part.new_empty((*part.shape[:2], size, part.shape[3]), device=home)
+        _rows(result, first, end, height).copy_(_rows(part, first - top, end - top, bottom - top))
     assert result is not None
     return result
+
+
+def _rows(picture: Tensor, first: int, end: int, of: int) -> Tensor:
+    """The part of a picture (B, C, H, W) that shows rows first to end of so many; H divides that."""
+    factor = of // picture.shape[2]
+    return picture.narrow(2, first // factor, (end - first) // factor)
+
+
+def _mean(picture: Tensor, device: torch.device) -> Tensor:
+    """(B, C, 1, 1) mean of a picture (B, C, H, W) that lies elsewhere than the device, summed there in float32."""
+    height, width = picture.shape[-2:]
+    rows = max(STRIP_PX // width, LEAST_ROWS)
+    strips = ((r, min(r + rows, height)) for r in range(0, height, rows))
+    total = sum(_rows(picture, *s, height).to(device).sum((2, 3), keepdim=True, dtype=torch.float32) for s in strips)
+    assert isinstance(total, Tensor)
+    return (total / (height * width)).to(picture.dtype)

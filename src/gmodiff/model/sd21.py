@@ -209,29 +209,37 @@ class Sd21(nn.Module):
         *,
         vae_tile_px: int | None = None,
         unet_batch: int = 1,
+        visiting: bool = False,
         progress: Callable[[float], None] | None = None,
     ) -> Refined:
         """The gain map of a bracket, on the processor in float32, of the frames' size.
 
         frames: (3, 3, H, W), encoded, 0..1, RGB: short, middle, long.   exposures: (3,), relative to the short frame's.
         vae_tile_px: side of the VAE's tiles; None: whole up to VAE_WHOLE_PX pixels, then VAE_TILE_PX.   unet_batch: tiles at once.
+        visiting: what the regressor works on stays in main memory and visits the device strip by strip: slower, less of the device's
+        memory, the same numbers up to rounding.
         """
         height, width = frames.shape[-2:]
         advance = _Advance(progress)
         padding = (0, -width % STRIDE, 0, -height % STRIDE)
-        frames = functional.pad(frames.to(self.device, torch.float32), padding, mode="replicate")
+        home = torch.device("cpu") if visiting else self.device
+        frames = functional.pad(frames.to(home, torch.float32), padding, mode="replicate")
         tile = vae_tile_px or (VAE_TILE_PX if frames.shape[-1] * frames.shape[-2] > VAE_WHOLE_PX else max(frames.shape[-2:]))
-        inputs = network_input(frames, exposures.to(frames)[:, None, None, None]).to(self.dtype)
+        inputs = [network_input(frames[n : n + 1], exposures[n].to(frames)).to(self.dtype) for n in range(3)]
+        short = frames[:1].to(self.device, self.dtype)
+        del frames
         with self._there(self.dareg):
-            regressed = self.dareg(inputs[0:1], inputs[1:2], inputs[2:3])
+            regressed = self.dareg(*inputs)
         del inputs
+        gain = regressed.gain.to(self.device)
         with self._there(self.context):
-            context = self.context(regressed.mask, regressed.prior)
+            context = self.context(regressed.mask.to(self.device), regressed.prior.to(self.device))
         advance.to(_REGRESSED)
-        gain, mask = regressed.gain, regressed.mask.float().cpu()
+        mask = regressed.mask.float().cpu()
         del regressed
         with self._there(self.frame_encoder):
-            z_c, _ = self._encoded(self.frame_encoder, frames[:1].to(self.dtype), tile, advance.between(_REGRESSED, _FRAME_ENCODED))
+            z_c, _ = self._encoded(self.frame_encoder, short, tile, advance.between(_REGRESSED, _FRAME_ENCODED))
+        del short
         with self._there(self.gain_encoder):
             z, features = self._encoded(self.gain_encoder, gain, tile, advance.between(_FRAME_ENCODED, _ENCODED))
         with self._there(self.unet):
