@@ -22,7 +22,7 @@ from gmodiff.full_model import FIXED_BYTES, KEPT_BYTES, REGRESSOR_BYTES, STRIPS_
 from gmodiff.gainmap import mu_gain, radiance_from_mu_gain
 from gmodiff.merge import merge
 from gmodiff.model.dareg import DaReg, DaRegShape
-from gmodiff.model.sd21 import Refined
+from gmodiff.model.sd21 import Refined, Sd21
 from gmodiff.pipeline import reconstruct_radiance
 from gmodiff.radiometry import CameraResponse
 from gmodiff.runtime import Card, load_model
@@ -317,6 +317,9 @@ def test_other_errors_stay_what_they_are(model, monkeypatch):
         ("sd21", {"backbone": "x", "weights": "y", "device": "cpu"}, "--weights y: not a folder"),
         ("compact", {"backbone": "x", "weights": "y"}, "--backbone, --weights: of the full-size model"),
         ("compact", {"precision": "float16"}, "--precision: of the full-size model"),
+        ("sd21", {"backbone": "x", "weights": "y", "offload": "yes"}, "offload 'yes': expected auto, on, off"),
+        ("sd21", {"backbone": "x", "weights": "y", "device": "cpu", "offload": "on"}, "--offload on: device cpu computes in main memory"),
+        ("compact", {"offload": "off"}, "--offload: of the full-size model"),
     ],
 )
 def test_options_that_do_not_go_together(name, options, said):
@@ -328,6 +331,34 @@ def test_options_that_do_not_go_together(name, options, said):
 def test_a_device_that_is_not_there(backbone, weights):
     with pytest.raises(InputError, match="device 'cuda': torch cannot use it"):
         load_model("sd21", backbone=str(backbone), weights=str(weights), device="cuda")
+
+
+@pytest.mark.parametrize(
+    ("offload", "free", "waits"), [("auto", 1e12, False), ("auto", 3e9, True), ("on", 1e12, True), ("off", 3e9, False)]
+)
+def test_parts_wait_where_the_gpu_is_small_or_as_asked(backbone, weights, monkeypatch, offload, free, waits):
+    placed = []
+    monkeypatch.setattr(full_model, "_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(full_model, "free_bytes", lambda device: free)
+    monkeypatch.setattr(Sd21, "place", lambda self, device, dtype, *, offload: placed.append((device.type, offload)))
+    load_model("sd21", backbone=str(backbone), weights=str(weights), offload=offload)
+    assert placed == [("cuda", waits)]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--offload", "on"], "--offload: of the full-size model"),
+        (["--model", "none", "--offload", "off"], "--offload: of the network, and --model is none"),
+        (["--model", "sd21", "--backbone", "x", "--weights", "y", "--device", "cpu", "--offload", "on"], "--offload on: device cpu"),
+        (["--offload", "maybe"], "--offload"),
+    ],
+)
+def test_offload_where_it_makes_no_sense_is_one_line(jpegs, tmp_path, capsys, options, said):
+    code, _, told = run(["merge", *jpegs, *options, "-o", str(tmp_path / "a.jpg")], capsys)
+    assert code == 2
+    assert said in told
+    assert len(told.strip().splitlines()) == 1
 
 
 def test_half_precision_by_name(backbone, weights):

@@ -105,6 +105,8 @@ def _numbers(_: click.Context, parameter: click.Parameter, text: str | None) -> 
 @click.option("--weights", metavar="FOLDER", help="Of sd21: where dareg_mask.pth and gmodiff.pkl are.")
 @click.option("--precision", type=click.Choice(["auto", "float32", "float16", "bfloat16"]), default="auto", show_default=True,
               help="Of sd21; auto: float32 on the processor, float16 on a GPU.")  # fmt: skip
+@click.option("--offload", type=click.Choice(["auto", "on", "off"]), default="auto", show_default=True,
+              help="Of sd21 on a GPU: parts wait in main memory until it is their turn; auto: where the GPU is small.")  # fmt: skip
 @click.option("--runtime", type=click.Choice(["auto", "openvino", "onnxruntime", "torch"]), default="auto", show_default=True,
               help="What runs the network.")  # fmt: skip
 @click.option("--device", default="auto", show_default=True, metavar="NAME", help="Where the runtime computes: cpu, cuda, GPU ...")
@@ -143,6 +145,7 @@ def merge(
     backbone: str | None,
     weights: str | None,
     precision: str,
+    offload: str,
     runtime: str,
     device: str,
     exact: bool,
@@ -198,7 +201,8 @@ def merge(
     if model == NO_MODEL:
         given = {"--runtime": runtime != "auto", "--device": device != "auto", "--exact": exact,
                  "--estimate-size": estimate_size != "auto", "--tile": tile is not None, "--refine": refine > 0,
-                 "--backbone": backbone is not None, "--weights": weights is not None, "--precision": precision != "auto"}  # fmt: skip
+                 "--backbone": backbone is not None, "--weights": weights is not None, "--precision": precision != "auto",
+                 "--offload": offload != "auto"}  # fmt: skip
         idle = [option for option, set_ in given.items() if set_]
         if idle:
             raise InputError(f"{', '.join(idle)}: of the network, and --model is none: leave this out, or leave --model out")
@@ -210,6 +214,7 @@ def merge(
         backbone=backbone,
         weights=weights,
         precision=precision,
+        offload=offload,
         estimate_size=estimate_size,
         tile=tile,
         refine=refine,

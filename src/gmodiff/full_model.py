@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from gmodiff.model.sd21 import Sd21
 
 PRECISIONS = ("auto", "float32", "float16", "bfloat16")
+OFFLOADS = ("auto", "on", "off")
 UNET_BATCH = 4
 """The UNet's tiles at once, at most, on a GPU that holds the whole system."""
 ROOM_BYTES = 4e9
@@ -202,19 +203,21 @@ def load_full_model(
     weights: str | None = None,
     device: str = "auto",
     precision: str = "auto",
-    offload: bool | None = None,
+    offload: str = "auto",
     stored_statistics: bool = False,
 ) -> FullModel:
     """The full-size model from the released files, or from one that `gmodiff convert` made.
 
     card_path: the card (.json) of a converted file, its weights beside it; None: backbone and weights are needed.   backbone: folder or hub
     id of Stable Diffusion 2.1 base.   weights: folder with the two released files.   device: auto, cpu, cuda, cuda:1, mps.   precision: one
-    of PRECISIONS; auto is float32 on the processor and float16 elsewhere.   offload: parts wait in main memory until it is their turn;
-    None: where the GPU is small.   stored_statistics: see `model.sd21.Context`.
+    of PRECISIONS; auto is float32 on the processor and float16 elsewhere.   offload: one of OFFLOADS: parts wait in main memory until it is
+    their turn; auto: where a GPU is small; on: only where a GPU has memory of its own.   stored_statistics: see `model.sd21.Context`.
     Raises InputError, FileFormatError or MissingDependencyError, each saying what to do.
     """
     if precision not in PRECISIONS:
         raise InputError(f"precision {precision!r}: expected {', '.join(PRECISIONS)}")
+    if offload not in OFFLOADS:
+        raise InputError(f"offload {offload!r}: expected {', '.join(OFFLOADS)}")
     if card_path is None:
         missing = [o for o, v in (("--backbone PATH_OR_HUB_ID", backbone), ("--weights FOLDER", weights)) if v is None]
         if missing:
@@ -233,6 +236,8 @@ def load_full_model(
     except ImportError as error:
         raise MissingDependencyError(f'the full-size model needs {error.name or "torch"}: pip install "gmodiff[sd21]"') from None
     place, dtype = _device(device), _dtype(precision)
+    if offload == "on" and place.type != "cuda":
+        raise InputError(f"--offload on: device {place} computes in main memory; give --device cuda, or leave --offload out")
     if dtype is None:
         dtype = torch.float32 if place.type == "cpu" else torch.float16
     with _loading_memory():
@@ -249,10 +254,11 @@ def load_full_model(
             check_weights(file, card)
             system = read_sd21(file, backbone)
         system.context.stored_statistics = stored_statistics
-        if offload is None and place.type == "cuda":
+        waits = offload == "on"
+        if offload == "auto" and place.type == "cuda":
             held = sum(p.numel() for p in system.parameters()) * torch.empty(0, dtype=dtype).element_size()
-            offload = held + ROOM_BYTES > (free_bytes(place) or 0)
-        system.place(place, dtype, offload=bool(offload))
+            waits = held + ROOM_BYTES > (free_bytes(place) or 0)
+        system.place(place, dtype, offload=waits)
     return FullModel(card, system, exact=dtype == torch.float32)
 
 

@@ -138,12 +138,13 @@ def load_model(
     backbone: str | None = None,
     weights: str | None = None,
     precision: str = "auto",
+    offload: str = "auto",
 ) -> Model:
     """A model by name, or by the path of its card (.json) with the weights beside it.
 
     runtime: one of RUNTIMES; auto takes OpenVINO, else ONNX Runtime, else torch, whichever is installed.   device: "auto" or what the
     runtime calls one ("cpu", "cuda", "GPU").   exact: float32 throughout; otherwise OpenVINO computes convolutions in bfloat16 where the
-    processor can.   backbone, weights, precision: of the full-size model alone, "sd21", see `full_model.load_full_model`.
+    processor can.   backbone, weights, precision, offload: of the full-size model alone, "sd21", see `full_model.load_full_model`.
     Raises InputError for an unknown name or runtime, FileFormatError where weights are not those of the card,
     MissingDependencyError where the runtime is not installed.
     """
@@ -159,9 +160,10 @@ def load_model(
         from gmodiff.full_model import load_full_model
 
         precision = "float32" if exact else precision
-        return load_full_model(path, backbone=backbone, weights=weights, device=device, precision=precision)
+        return load_full_model(path, backbone=backbone, weights=weights, device=device, precision=precision, offload=offload)
     assert path is not None
     given = {"--backbone": backbone is not None, "--weights": weights is not None, "--precision": precision != "auto"}
+    given["--offload"] = offload != "auto"
     if any(given.values()):
         options = ", ".join(option for option, is_given in given.items() if is_given)
         raise InputError(f"{options}: of the full-size model; give --model {FULL_MODEL}, or leave this out")
