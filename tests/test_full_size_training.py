@@ -10,18 +10,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn.utils import parametrize
 
+from command_line import run
 from gmodiff.errors import FileFormatError, GMODiffError, InputError
 from gmodiff.model.dareg import GAMMA, DaReg
-from gmodiff.model.released import read_dareg, read_released, write_dareg
+from gmodiff.model.released import DAREG_FILE, read_dareg, read_released, write_dareg
 from gmodiff.model.sd21 import assemble
 from gmodiff.model.sd21_backbone import open_backbone
-from gmodiff.model.sd21_files import read_sd21
+from gmodiff.model.sd21_files import read_facts, read_sd21, save_folded
 from gmodiff.train.full_size import perceptual_loss, regress, three_frames
 from gmodiff.train.loop import CHECKPOINT, WEIGHTS, check, train
 from gmodiff.train.recipes import FULL_MASK, FULL_ONE_STEP, FULL_REGRESSOR, Recipe
 from gmodiff.train.stages import begin
 from piq_standin import put_stand_ins
-from sd21_standin import RANK, SHAPE, Reference, checkpoint
+from sd21_standin import RANK, SHAPE, UNET, WIDTH, Reference, assert_same, checkpoint, write_backbone
 
 pytest.importorskip("diffusers")
 pytestmark = pytest.mark.usefixtures("one_thread", "small_sd21")
@@ -191,6 +192,88 @@ def test_one_step_learns_and_leaves_files_that_load(store, dareg, backbone, tmp_
     torch.testing.assert_close(found, wanted.clamp(0, 1), rtol=0, atol=2e-5)
     torch.testing.assert_close(Reference(backbone, out, SHAPE)(encoded[0], exposures[0]), found, rtol=0, atol=1e-4)
     torch.testing.assert_close(read_sd21(weights, str(backbone), SHAPE).refine(encoded[0], exposures[0]).gain, found, rtol=0, atol=2e-5)
+
+
+@pytest.fixture(scope="module")
+def earlier(store, dareg, backbone, tmp_path_factory) -> Path:
+    """A finished run."""
+    out = tmp_path_factory.mktemp("earlier")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gmodiff.model.sd21.PUBLISHED", SHAPE)
+        patch.setattr("gmodiff.model.sd21_backbone.CONTEXT_WIDTH", WIDTH)
+        recipe = small(FULL_ONE_STEP, steps=20, rate=3e-3)
+        train(recipe, store, out, regressor=dareg, backbone=str(backbone), workers=0, say=lambda _: None)
+    return out
+
+
+@pytest.mark.parametrize("file", [WEIGHTS, DAREG_FILE])
+def test_a_run_begins_where_an_earlier_one_ended(store, dareg, backbone, earlier, tmp_path, file):
+    """From a run's weights, and from files in the released layout: the same loss to begin with, less after more steps."""
+    batch = batches(store)
+    fresh = begin(small(FULL_ONE_STEP), None, dareg, str(backbone))
+    ended = begin(small(FULL_ONE_STEP), None, dareg, str(backbone))
+    ended.load_state_dict(torch.load(earlier / CHECKPOINT, weights_only=True)["averaged"])
+    recipe = small(FULL_ONE_STEP, steps=6, seed=9)
+    begun = begin(recipe, earlier / file, None, str(backbone))
+    assert begun.state_dict().keys() == ended.state_dict().keys()
+    assert all(torch.equal(v, ended.state_dict()[k]) for k, v in begun.state_dict().items())
+    assert_same(read_dareg(dareg, SHAPE)[0], begun.system.dareg)
+    at_first = loss_of(begun, batch)
+    assert at_first == loss_of(ended, batch) < 0.95 * loss_of(fresh, batch)
+
+    out = tmp_path / "run"
+    given = {"start": earlier / file, "backbone": str(backbone), "workers": 0, "say": lambda _: None}
+    weights = train(recipe, store, out, **given)
+    after = begin(recipe, weights, None, str(backbone))
+    assert loss_of(after, batch) < at_first
+    facts = read_facts(weights)
+    before = {"sd21-regressor": 1, "sd21-mask": 1, "sd21-onestep": 20} if file == WEIGHTS else {"sd21-onestep": 0}
+    assert facts["steps"] == before | {"sd21-onestep": before["sd21-onestep"] + 6}
+    train(recipe, store, out, **given)  # goes on with the same weights, wherever they lie
+    with pytest.raises(InputError, match="was begun with start"):
+        train(recipe, store, out, regressor=dareg, **given | {"start": None})
+    with pytest.raises(InputError, match=r"steps 6, now it is 7: .*another --out and --from"):
+        train(replace(recipe, steps=7), store, out, **given)
+
+
+def test_another_regressor_may_take_the_place_of_the_one_begun_with(backbone, earlier, tmp_path):
+    torch.manual_seed(2)
+    other = DaReg(SHAPE)
+    write_dareg(other, tmp_path / WEIGHTS, {"steps": {"sd21-mask": 1}})
+    begun = begin(small(FULL_ONE_STEP), earlier / WEIGHTS, tmp_path / WEIGHTS, str(backbone))
+    assert_same(other, begun.system.dareg)
+
+
+def test_what_cannot_be_begun_with_is_one_line(store, dareg, backbone, earlier, tmp_path):
+    def refused(kind: type[GMODiffError], said: str, start: Path | None, on: Path | None = backbone, **more) -> None:
+        with pytest.raises(kind, match=said) as error:
+            begin(small(FULL_ONE_STEP, **more), start, None, on if on is None else str(on))
+        assert "\n" not in str(error.value)
+
+    run = earlier / WEIGHTS
+    refused(InputError, "adapters of rank 4, and --rank is 8: give the same", run, rank=8)
+    refused(InputError, "give --regressor RUN and --backbone PATH", run, None)
+    refused(FileFormatError, "weights of 'gmodiff-dareg-1', expected adapters", dareg)
+    refused(FileFormatError, "of another shape", run, full=replace(SHAPE, mask=8))
+    other = write_backbone(tmp_path / "other", unet=UNET | {"block_out_channels": [16, 16, 16, 16]})
+    refused(InputError, "was trained on backbone [0-9a-f]{16}; --backbone .* is [0-9a-f]{16}", run, other)
+    refused(FileFormatError, r"--from .*gmodiff\.pkl \(state_dict_unet\): .*of another shape", earlier / DAREG_FILE, other)
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    shutil.copy(earlier / DAREG_FILE, alone)
+    refused(InputError, r"--from .*alone: gmodiff\.pkl not there", alone / DAREG_FILE)
+    folded = tmp_path / "folded.safetensors"
+    save_folded(assemble(open_backbone(str(backbone)), read_released(earlier), SHAPE), folded)
+    refused(FileFormatError, "weights with its adapters folded in, expected adapters", folded)
+
+
+def test_the_command_begins_with_a_run(data, backbone, earlier, tmp_path, capsys):
+    """As far as the first thing that does not fit: the rank."""
+    given = ["--data", str(data), "--out", str(tmp_path / "out"), "--backbone", str(backbone), "--perceptual", "pyramid"]
+    code, _, said = run(["train", "sd21-onestep", *given, "--from", str(earlier)], capsys)
+    assert code == 2
+    assert f"--from {earlier / WEIGHTS} has adapters of rank 4, and --rank is 16: give the same, or other weights" in said
+    assert "Traceback" not in said
 
 
 def test_stopped_and_gone_on_is_the_same_as_never_stopped(store, dareg, backbone, tmp_path):

@@ -71,17 +71,17 @@ class Released:
         return {adapter: self.modules[listed] for listed, adapter in ADAPTERS[part].items()}
 
 
-def read_released(folder: Path) -> Released:
-    """Read FOLDER/dareg_mask.pth and FOLDER/gmodiff.pkl.
+def read_released(folder: Path, option: str = "--weights") -> Released:
+    """Read FOLDER/dareg_mask.pth and FOLDER/gmodiff.pkl. option: what the user named the folder with.
 
     Raises InputError where the folder or a file is not there, FileFormatError where a file is cut short, holds code, or is something else.
     """
     if not folder.is_dir():
-        raise InputError(f"--weights {folder}: not a folder; expected the one that holds {DAREG_FILE} and {GMODIFF_FILE}")
+        raise InputError(f"{option} {folder}: not a folder; expected the one that holds {DAREG_FILE} and {GMODIFF_FILE}")
     paths = [folder / DAREG_FILE, folder / GMODIFF_FILE]
     missing = [p.name for p in paths if not p.is_file()]
     if missing:
-        raise InputError(f"--weights {folder}: {' and '.join(missing)} not there; put both released files into one folder")
+        raise InputError(f"{option} {folder}: {' and '.join(missing)} not there; put both released files into one folder")
     dareg = _unpickled(paths[0])
     if not isinstance(dareg.get("state_dict"), dict):
         raise FileFormatError(f"{paths[0]}: no state_dict in it, but {_named(dareg)}; expected the released regressor with its mask head")

@@ -52,15 +52,37 @@ def read_sd21(path: Path, backbone: str | None, shape: DaRegShape | None = None)
         raise InputError(f"--backbone {backbone}: {path.name} holds the backbone already; leave --backbone out")
     if not folded and backbone is None:
         raise InputError(f"{path.name} holds the adapters alone: give --backbone PATH_OR_HUB_ID, or convert again with --fold-lora")
-    try:
-        facts = {k: json.loads(header[k]) for k in (("configs",) if folded else ("modules", "ranks"))}
-    except (KeyError, ValueError) as error:
-        raise FileFormatError(f"{path}: its header is broken ({error}); convert it again") from None
+    facts = {k: _fact(header, k, path) for k in (("configs",) if folded else ("modules", "ranks"))}
     weights = read_safetensors(path)
     if folded:
         return from_folded(facts["configs"], weights, str(path), shape)
     assert backbone is not None
     return assemble(open_backbone(backbone), _released(weights, facts, str(path)), shape)
+
+
+def read_adapters(path: Path) -> tuple[Released, dict[str, Any]]:
+    """What `save_adapters` wrote, and the facts beside it. Raises FileFormatError for a file that is cut short or of another kind."""
+    header = _header(path)
+    if header.get("format") != FORMAT or header.get("holds") != ADAPTERS:
+        kind = "with its adapters folded in" if header.get("holds") == FOLDED else f"of {header.get('format', 'another program')!r}"
+        raise FileFormatError(f"{path}: weights {kind}, expected adapters ({FORMAT!r}): a run of sd21-onestep, or a released folder")
+    lists = {k: _fact(header, k, path) for k in ("modules", "ranks")}
+    facts: dict[str, Any] = _fact(header, "facts", path) if "facts" in header else {}
+    return _released(read_safetensors(path), lists, str(path)), facts
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """The plain values beside weights of ours of any kind (.safetensors); none where there are none."""
+    header = _header(path)
+    facts: dict[str, Any] = _fact(header, "facts", path) if "facts" in header else {}
+    return facts
+
+
+def _fact(header: Mapping[str, str], name: str, path: Path) -> Any:
+    try:
+        return json.loads(header[name])
+    except (KeyError, ValueError) as error:
+        raise FileFormatError(f"{path}: its header is broken ({error}); convert it again") from None
 
 
 def _released(weights: Weights, facts: Mapping[str, Any], source: str) -> Released:

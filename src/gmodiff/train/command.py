@@ -195,7 +195,8 @@ def _run(
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     seen = f"{len(sources.hdr)} HDR pictures and {len(sources.photos)} photos, {recipe.scenes} simulated brackets"
     recipe = replace(recipe, data=seen, hardware=where)
-    store = SceneStore(sources, _scene_seed(recipe, start if stage in ("mask", "sd21-mask") else regressor), cache)
+    holds_regressor = stage in ("mask", "sd21-mask") or (stage == "sd21-onestep" and regressor is None)
+    store = SceneStore(sources, _scene_seed(recipe, start if holds_regressor else regressor), cache)
     try:
         weights = train(
             recipe,
@@ -232,7 +233,7 @@ def _weights_file(option: str, given: Path | None) -> Path | None:
 
 def _scene_seed(recipe: Recipe, regressor: Path | None) -> int:
     """Every later stage learns on the scenes of the regressor it belongs to; the autoencoder, which has none, on the recipe's."""
-    from gmodiff.model.released import read_dareg
+    from gmodiff.model.sd21_files import read_facts
     from gmodiff.model.weights import read_weights
     from gmodiff.train.recipes import REGRESSOR
 
@@ -240,7 +241,7 @@ def _scene_seed(recipe: Recipe, regressor: Path | None) -> int:
         return recipe.seed
     if regressor is None or (recipe.full_size and regressor.suffix != ".safetensors"):
         return REGRESSOR.seed  # a released file says nothing of itself
-    facts = (read_dareg(regressor, recipe.full) if recipe.full_size else read_weights(regressor))[1]
+    facts = read_facts(regressor) if recipe.full_size else read_weights(regressor)[1]
     return int(facts.get("recipe", {}).get("seed", REGRESSOR.seed))
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
 
+from gmodiff.datasets.scene import fingerprint
 from gmodiff.errors import GMODiffError, InputError
 from gmodiff.evaluate.perceptual import PiqMetric
 from gmodiff.full_estimate import three_of
@@ -30,14 +31,19 @@ from gmodiff.model.released import (
     DAREG_FILE,
     GMODIFF_FILE,
     LORA_ALPHA,
+    UNUSED,
+    Released,
+    account,
+    check_whole,
     low_rank,
     read_dareg,
+    read_released,
     released_from,
     write_dareg,
 )
 from gmodiff.model.sd21 import Sd21, untrained
 from gmodiff.model.sd21_backbone import LATENT_CHANNELS, open_backbone
-from gmodiff.model.sd21_files import save_adapters
+from gmodiff.model.sd21_files import read_adapters, save_adapters
 from gmodiff.train.crops import Batch
 from gmodiff.train.losses import ERROR_ABSOLUTE, PAPER_LUMINANCE, average_precision, compress, mask_loss, psnr_mu, pyramid_loss
 from gmodiff.train.recipes import Recipe
@@ -49,26 +55,63 @@ WITHOUT_ADAPTERS = ("time_emb", "post_quant_conv")
 
 
 def begin_full_size(recipe: Recipe, start: Path | None, regressor: Path | None, backbone: str | None) -> Stage:
-    """See `stages.begin`. start: a regressor's weights (needed by the mask, else to go on with).   regressor: with its mask, for one step.
-    backbone: as `open_backbone`, for one step.
+    """See `stages.begin`.
+
+    start: a regressor's weights (needed by the mask, else to go on with); for one step, an earlier run's, or a released file with the other
+    beside it.   regressor: with its mask, for one step; None: the one in `start`.   backbone: as `open_backbone`.
     """
     torch.manual_seed(recipe.seed)
     if recipe.stage == "sd21-onestep":
-        if start is not None:
-            raise InputError("--from: sd21-onestep begins with the backbone; give --regressor and --backbone, or the same --out to go on")
-        if regressor is None or backbone is None:
-            raise InputError("sd21-onestep stands on a regressor with its mask and on a backbone: give --regressor RUN and --backbone PATH")
-        dareg, facts = read_dareg(regressor, recipe.full)
-        if "steps" in facts and "sd21-mask" not in facts["steps"]:
-            raise InputError(f"--regressor {regressor} has no trained mask: gmodiff train sd21-mask makes it")
-        opened = open_backbone(backbone)
-        stage = FullOneStepStage(recipe, facts, untrained(opened, dareg))
-        stage.rests_on = {"backbone": opened.digest()}
-        return stage
+        return _begin_one_step(recipe, start, regressor, backbone)
     if recipe.stage == "sd21-mask" and start is None:
         raise InputError("sd21-mask is trained on a finished regressor: give its run or weights with --from")
     dareg, facts = (DaReg(recipe.full), {}) if start is None else read_dareg(start, recipe.full)
     return (FullMaskStage if recipe.stage == "sd21-mask" else FullEstimateStage)(recipe, facts, dareg)
+
+
+def _begin_one_step(recipe: Recipe, start: Path | None, regressor: Path | None, backbone: str | None) -> FullOneStepStage:
+    """Raises InputError where something is missing, or was trained on another backbone or with another rank; FileFormatError for weights
+    of another shape.
+    """
+    if backbone is None or (regressor is None and start is None):
+        raise InputError(
+            "sd21-onestep stands on a regressor with its mask and on a backbone: give --regressor RUN and --backbone PATH "
+            "(or --from an earlier run, which holds its regressor)"
+        )
+    begun, before = (None, {}) if start is None else _begun(start, recipe)
+    if regressor is not None:
+        dareg, facts = read_dareg(regressor, recipe.full)
+        if "steps" in facts and "sd21-mask" not in facts["steps"]:
+            raise InputError(f"--regressor {regressor} has no trained mask: gmodiff train sd21-mask makes it")
+        before = before or facts
+    else:
+        assert begun is not None
+        dareg = DaReg(recipe.full)
+        dareg.load_state_dict(check_whole(begun.dareg, dareg.state_dict(), f"--from {begun.dareg_source}"))
+    opened = open_backbone(backbone)
+    digest = opened.digest()
+    if before.get("backbone", digest) != digest:
+        raise InputError(f"--from {start} was trained on backbone {before['backbone']}; --backbone {backbone} is {digest}: give that one")
+    stage = FullOneStepStage(recipe, before, untrained(opened, dareg))
+    stage.rests_on = {"backbone": digest}
+    if begun is not None:
+        stage.take(begun)
+        if start is not None and start.suffix != ".safetensors":
+            both = {name: start.with_name(name) for name in (DAREG_FILE, GMODIFF_FILE)}
+            stage.rests_on = {"backbone": digest, "start": fingerprint("", both)}
+    return stage
+
+
+def _begun(start: Path, recipe: Recipe) -> tuple[Released, dict[str, Any]]:
+    """Weights of an earlier run or released ones, of the recipe's rank, and the facts beside them."""
+    if start.suffix == ".safetensors":
+        begun, before = read_adapters(start)
+    else:
+        begun, before = read_released(start.parent, option="--from"), {}
+    if set(begun.ranks.values()) != {recipe.rank}:
+        found = ", ".join(str(r) for r in sorted(set(begun.ranks.values())))
+        raise InputError(f"--from {start} has adapters of rank {found}, and --rank is {recipe.rank}: give the same, or other weights")
+    return begun, before
 
 
 # ---- what the published networks see ------------------------------------------------------------------------------------------
@@ -302,21 +345,44 @@ class FullOneStepStage(Stage):
     def stored(self) -> dict[str, Any]:
         """What `gmodiff.pkl` holds (`model.released`)."""
         lists: dict[str, Any] = {name: list(modules) for name, modules in self._modules_of.items()}
+        parts = {part: {k: v.detach().cpu().clone() for k, v in held.items()} for part, held in self._held().items()}
+        proj = {k: v.detach().cpu().clone() for k, v in self.system.context.state_dict().items()}
+        ranks = {f"rank_{part}": self.recipe.rank for part in ADAPTERS}
+        return {**lists, **ranks, **{f"state_dict_{part}": values for part, values in parts.items()}, "proj": proj}
+
+    @torch.no_grad()
+    def take(self, released: Released) -> None:
+        """Begin with these weights: the inverse of `stored`. The adversarial term's judge, which no file holds, begins afresh.
+
+        Raises FileFormatError, naming the differences, unless they have exactly the keys and shapes of this stage.
+        """
+        for part, held in self._held().items():
+            there = {k: v for k, v in released.parts[part].items() if part != "vae_c" or not k.startswith(UNUSED)}
+            account({k: v.shape for k, v in held.items()}, there, f"--from {released.source} (state_dict_{part})")
+            for key, values in held.items():
+                values.copy_(there[key])
+        context = self.system.context
+        context.load_state_dict(check_whole(released.proj, context.state_dict(), f"--from {released.source} (proj)"))
+
+    def facts(self) -> dict[str, Any]:
+        """The backbone that the adapters are for, by its content."""
+        return {"backbone": self.rests_on["backbone"]} if "backbone" in self.rests_on else {}
+
+    def _held(self) -> dict[str, dict[str, Tensor]]:
+        """What learns but for the context, where it is: part of the system to names as `gmodiff.pkl` has them."""
         parts: dict[str, dict[str, Tensor]] = {part: {} for part in ADAPTERS}
         for part, adapters in ADAPTERS.items():
             for listed, adapter in adapters.items():
-                for name in lists[listed]:
+                for name in self._modules_of[listed]:
                     adapter_there = _adapter(self._home(listed).get_submodule(name))
                     for half, values in (("A", adapter_there.down), ("B", adapter_there.up)):
-                        parts[part][f"{name}.lora_{half}.{adapter}.weight"] = values.detach().cpu().clone()
+                        parts[part][f"{name}.lora_{half}.{adapter}.weight"] = values
         for part, network, begins in (("unet", self.system.unet, "conv_in."), ("vae", self.system.gain_decoder, "decoder.skip_conv_")):
             for name, values in network.state_dict().items():
                 if name.startswith(begins) and not _of_adapter(name):
                     module, _, leaf = name.replace(".parametrizations.weight.original", ".weight").rpartition(".")
-                    parts[part][f"{module}.base_layer.{leaf}"] = values.detach().cpu().clone()
-        proj = {k: v.detach().cpu().clone() for k, v in self.system.context.state_dict().items()}
-        ranks = {f"rank_{part}": self.recipe.rank for part in ADAPTERS}
-        return {**lists, **ranks, **{f"state_dict_{part}": values for part, values in parts.items()}, "proj": proj}
+                    parts[part][f"{module}.base_layer.{leaf}"] = values
+        return parts
 
     def _home(self, listed: str) -> nn.Module:
         """The network whose modules a list of the release names."""

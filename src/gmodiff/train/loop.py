@@ -316,20 +316,19 @@ def _resume(
     if different:
         k = different[0]
         if k not in settings:
-            raise InputError(f"{out} was begun by an older version, which had no {k}: give another --out{_or_from(stage)}")
-        raise InputError(f"{out} was begun with {k} {settings.get(k)!r}, now it is {now[k]!r}: give the same settings, or another --out")
+            raise InputError(f"{out} was begun by an older version, which had no {k}: give another --out, or --from its weights")
+        again = f" and --from {out}" if k == "steps" else ""  # the rate falls over all of them, so other steps are another run
+        raise InputError(
+            f"{out} was begun with {k} {settings.get(k)!r}, now it is {now[k]!r}: give the same settings, or another --out{again}"
+        )
     try:
         stage.load_state_dict(state["network"])
     except RuntimeError:
-        raise InputError(f"{path} holds another network than this version trains: give another --out{_or_from(stage)}") from None
+        raise InputError(f"{path} holds another network than this version trains: give another --out, or --from its weights") from None
     optimiser.load_state_dict(state["optimiser"])
     for name, value in state["averaged"].items():
         averaged[name].copy_(value)
     return int(state["step"]), float(state["spent"])
-
-
-def _or_from(stage: Stage) -> str:
-    return "" if stage.recipe.stage == "sd21-onestep" else ", or --from its weights"  # that one begins with the backbone alone
 
 
 _MAY_DIFFER = ("command", "data", "hours", "hardware", "expected", "save_every", "check_scenes", "recompute")
