@@ -20,7 +20,7 @@ from gmodiff.model import dareg as dareg_module
 from gmodiff.model import sd21
 from gmodiff.model.dareg import DaReg, DaRegShape, network_input
 from gmodiff.model.released import LORA_ALPHA, low_rank, read_released, released_from
-from gmodiff.model.sd21 import OneStep, Sd21, assemble, skip_widths, starts
+from gmodiff.model.sd21 import OneStep, Sd21, assemble, from_folded, skip_widths, starts
 from gmodiff.model.sd21_backbone import open_backbone
 from live_bytes import LiveBytes
 from sd21_standin import SCHEDULER, SHAPE, SKIPS, UNET, VAE, WIDTH, Reference, assert_same, write_backbone
@@ -99,6 +99,13 @@ def test_the_step_is_the_schedulers(system):
     x0, eps = torch.randn(4), torch.randn(4)
     abar = OneStep(SCHEDULER).alpha_bar
     torch.testing.assert_close(OneStep(SCHEDULER).x0(abar**0.5 * x0 + (1 - abar) ** 0.5 * eps, eps), x0)
+
+
+@pytest.mark.parametrize("steps", [400, 2000, "many"])
+def test_a_schedule_of_another_length_is_refused_in_a_converted_file_too(steps):
+    configs = {"unet": UNET, "vae": VAE, "scheduler": SCHEDULER | {"num_train_timesteps": steps}}
+    with pytest.raises(FileFormatError, match=rf"mine: .*num_train_timesteps is {steps}, expected 1000.*convert it again"):
+        from_folded(configs, {}, "mine", SHAPE)
 
 
 def test_inputs_are_light_then_code_and_the_long_frame_weighs_less():
@@ -443,6 +450,9 @@ def test_released_in_memory_is_what_is_read(weights):
         ("unet", {"_class_name": "FluxTransformer2DModel"}, "a FluxTransformer2DModel"),
         ("scheduler", {"prediction_type": "v_prediction"}, "predicts v_prediction"),
         ("scheduler", {"beta_schedule": "linear"}, "a linear noise schedule"),
+        ("scheduler", {"num_train_timesteps": 400}, "a model of 400 steps of noise"),
+        ("scheduler", {"num_train_timesteps": 2000}, "a model of 2000 steps of noise"),
+        ("scheduler", {"num_train_timesteps": None}, "a model of None steps of noise"),
         ("vae", {"latent_channels": 16}, "another VAE"),
     ],
 )

@@ -50,12 +50,17 @@ class Refined(NamedTuple):
 
 
 class OneStep:
-    """The diffusion step, apart from the network that predicts noise (DDPM, Ho et al. 2020, equation 15 solved for x0)."""
+    """The diffusion step, apart from the network that predicts noise (DDPM, Ho et al. 2020, equation 15 solved for x0).
+
+    Raises ValueError for a schedule of another length than STEPS, in which the same step is another share of noise.
+    """
 
     def __init__(self, scheduler: Mapping[str, Any], timestep: int = ONE_STEP_AT) -> None:
-        steps = int(scheduler.get("num_train_timesteps", STEPS))
+        steps = scheduler.get("num_train_timesteps", STEPS)
+        if steps != STEPS:
+            raise ValueError(f"num_train_timesteps is {steps}, expected {STEPS}")
         self.timestep = timestep
-        self.alpha_bar = kept(float(scheduler["beta_start"]), float(scheduler["beta_end"]), steps)[timestep]
+        self.alpha_bar = kept(float(scheduler["beta_start"]), float(scheduler["beta_end"]), STEPS)[timestep]
 
     def x0(self, z: Tensor, eps: Tensor) -> Tensor:
         """The latent that z is a noisy version of, if eps is its noise."""

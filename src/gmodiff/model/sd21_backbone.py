@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from gmodiff.errors import FileFormatError, InputError, MissingDependencyError
+from gmodiff.model.diffusion import STEPS
 from gmodiff.model.released import Weights, load_tensors
 
 CONTEXT_WIDTH = 1024
@@ -97,6 +98,8 @@ def check_backbone(name: str, unet: Mapping[str, Any], vae: Mapping[str, Any], s
         what = "a model with another VAE"
     elif scheduler.get("beta_schedule") != "scaled_linear":
         what = f"a model with a {scheduler.get('beta_schedule')} noise schedule"
+    elif scheduler.get("num_train_timesteps", STEPS) != STEPS:
+        what = f"a model of {scheduler['num_train_timesteps']!r} steps of noise (num_train_timesteps), not {STEPS}"
     if what is not None:
         raise InputError(
             f"--backbone {name}: {what}; expected Stable Diffusion 2.1 base (context {CONTEXT_WIDTH} wide, predicts epsilon), "
