@@ -1,7 +1,11 @@
 """Training of the full-size system on a stand-in backbone: stages learn, go on where they were killed, and leave the released files."""
 
 import json
+import os
 import shutil
+import socket
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +25,7 @@ from gmodiff.train.full_size import perceptual_loss, regress, three_frames
 from gmodiff.train.loop import CHECKPOINT, WEIGHTS, check, train
 from gmodiff.train.recipes import FULL_MASK, FULL_ONE_STEP, FULL_REGRESSOR, Recipe
 from gmodiff.train.stages import begin
+from live_bytes import LiveBytes
 from piq_standin import put_stand_ins
 from sd21_standin import RANK, SHAPE, UNET, WIDTH, Reference, assert_same, checkpoint, write_backbone
 
@@ -292,10 +297,11 @@ def test_stopped_and_gone_on_is_the_same_as_never_stopped(store, dareg, backbone
     assert backbone_alone == []  # nothing of the backbone is kept
 
 
-def test_computing_again_gives_the_same_gradients_and_keeps_less(dareg, backbone, store):
+def test_computing_again_gives_the_same_gradients_and_takes_less(dareg, backbone, store):
+    """Less is kept for the way back, and less is there at once, with what is computed again on that way."""
     batch = batches(store)
 
-    def learned(recompute: bool) -> tuple[dict[str, torch.Tensor], int]:
+    def learned(recompute: bool) -> tuple[dict[str, torch.Tensor], int, int]:
         stage = begin(small(FULL_ONE_STEP, recompute=recompute), None, dareg, str(backbone))
         for parameter in stage.parameters():
             parameter.requires_grad_(False)
@@ -308,16 +314,46 @@ def test_computing_again_gives_the_same_gradients_and_keeps_less(dareg, backbone
             kept += values.numel()
             return values
 
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda values: values):
-            loss, _ = stage(batch, 0)
-        loss.backward()
-        return {n: p.grad for n, p in stage.named_parameters() if p.grad is not None}, kept
+        with LiveBytes() as live:
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda values: values):
+                loss, _ = stage(batch, 0)
+            loss.backward()
+        return {n: p.grad for n, p in stage.named_parameters() if p.grad is not None}, kept, live.peak["cpu"]
 
-    (plain, much), (again, little) = learned(False), learned(True)
+    (plain, much, high), (again, little, low) = learned(False), learned(True)
     assert plain.keys() == again.keys()
     for name, gradient in plain.items():
         torch.testing.assert_close(again[name], gradient, rtol=1e-4, atol=1e-7, msg=name)
     assert little < 0.5 * much
+    assert low < 0.5 * high
+
+
+def test_two_processes_train_together(data, dareg, backbone, tmp_path):
+    """With all that is optional: the processes end with the same weights, and leave files that load."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = str(s.getsockname()[1])
+    out = tmp_path / "run"
+    together = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1", "--master-port", port]
+    places = ["--data", data, "--out", out, "--cache", tmp_path / "cache", "--regressor", dareg, "--backbone", backbone]
+    settings = "--steps 2 --batch 2 --crop 64 --scenes 2 --save-every 2 --check-scenes 1 --rank 4 --threads 1 --workers 0"
+    options = "--recompute --bf16 --adversarial 0.1 --rate 0.01 --perceptual pyramid"
+    script = Path(__file__).with_name("small_sd21_command.py")
+    done = subprocess.run(
+        [*together, script, tmp_path, "train", "sd21-onestep", *map(str, places), *settings.split(), *options.split()],
+        capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (torch.load(tmp_path / f"rank{n}.pt", weights_only=True) for n in range(2))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(v, two[k]) for k, v in one.items())
+    assert any(k.startswith("judge.") for k in one)
+    learned = [v for k, v in one.items() if k.endswith(".parametrizations.weight.0.up")]
+    assert all(v.isfinite().all() for v in learned)
+    assert sum(bool(v.any()) for v in learned) > 0.9 * len(learned)  # zero before the first step
+    system = assemble(open_backbone(str(backbone)), read_released(out), SHAPE)
+    assert system.refine(torch.rand(3, 3, 64, 64), torch.tensor([1.0, 4.0, 16.0])).gain.isfinite().all()
+    assert json.loads((out / "log.jsonl").read_text().splitlines()[-1])["check"]["refined_psnr_mu"] > 0
 
 
 def test_judging_changes_nothing_and_copies_no_backbone(dareg, backbone, store, monkeypatch):
