@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 
 import gmodiff
 from gmodiff.errors import FileFormatError, InputError
+from gmodiff.estimate import Estimator
+from gmodiff.gainmap import mu_gain
 from gmodiff.model.autoencoder import AutoencoderShape
 from gmodiff.model.denoiser import DenoiserShape
 from gmodiff.model.diffusion import ONE_STEP_AT, STEPS, denoised, from_noise, kept, noised
@@ -20,13 +23,16 @@ from gmodiff.model.refiner import REFINER_HALO_PX, Refiner, read_refiner, write_
 from gmodiff.model.regressor import Regressor, Shape
 from gmodiff.model.weights import write_weights
 from gmodiff.refine import CONTEXT as CONTEXT_NAMES
-from gmodiff.refine import Refinement
+from gmodiff.refine import THRESHOLD, Refinement
 from gmodiff.runtime import Card, load_card, load_refiner
 from gmodiff.train import loop
 from gmodiff.train.crops import Batches
+from gmodiff.train.losses import as_used
 from gmodiff.train.recipes import RECIPES
 from gmodiff.train.shipping import ship, ship_refiner
-from gmodiff.train.stages import begin
+from gmodiff.train.stages import begin, short_frame
+from gmodiff.upsampling import enlarged_rows
+from synthetic import photos
 
 CONTEXT = (64, 128, 192)
 SMALL = AutoencoderShape(16, 24, 8)
@@ -120,6 +126,28 @@ def test_parts_can_be_taken_away(refiner):
             assert (refiner.refine(**given, **less) - whole).abs().max() > 1e-3, less
         blind = refiner.refine(**(given | {"context": [torch.zeros_like(c) for c in given["context"]]}), skipped=False)
         assert torch.equal(blind, refiner.refine(**given, guided=False, skipped=False))
+
+
+def test_where_nothing_is_denoised_nothing_changes(refiner):
+    """What the autoencoder cannot say of an estimate is not lost: the answer is put on the estimate."""
+    given = inputs(64)
+    latent, _ = refiner.latent(given["gain"])
+    abar = kept()[ONE_STEP_AT]
+    untouched = latent * (1 - math.sqrt(abar)) / math.sqrt(1 - abar)  # the noise that leaves x0 where z was
+
+    class Idle(torch.nn.Module):
+        def forward(self, noisy, *_):
+            return untouched + 0 * noisy
+
+    idle = Refiner(SMALL, refiner.denoiser.shape)
+    idle.load_state_dict(refiner.state_dict())
+    idle.denoiser = Idle()
+    with torch.no_grad():
+        assert (idle(**given) - given["gain"]).abs().max() < 1e-5
+        coded = idle.decoded(latent, None, given["context"][0], torch.zeros(1, 1, 8, 8))
+        assert (coded - given["gain"]).abs().mean() > 0.05  # which the autoencoder alone would not say
+        with pytest.raises(ValueError, match="begin with noise"):
+            idle.refine(**given, steps=50)
 
 
 def test_it_sees_no_farther_than_its_halo():
@@ -252,11 +280,56 @@ def test_processes_draw_what_one_would(stages, guide, small_store):
     assert sum(parts) / 2 == pytest.approx(whole, rel=1e-5)
 
 
-def test_stages_refuse_what_they_cannot_begin_with(stages, guide, tmp_path):
+def test_training_counts_what_is_used_of_an_answer():
+    """The same arithmetic as `refine` has, where the reference says nothing; nothing where it measured."""
+
+    class Answers:
+        card = Card("stand-in-refiner", "", {}, 9, 32, 96, 1.5, "refiner", {"threshold": THRESHOLD, "guide": ""})
+
+        def __call__(self, square):
+            return {"refined": square["gain"] + square["short"]}
+
+    dice, side = np.random.default_rng(0), 160
+    inner = slice(40, -40)  # at edges, the blurs mirror differently
+    found = {"change": np.zeros((1, 3, side, side), np.float32), "degradation": dice.random((1, 1, side // 4, side // 4), np.float32)}
+    found |= {k: np.zeros((1, 1, side // f, side // f), np.float32) for k, f in zip(CONTEXT_NAMES, (8, 16, 32), strict=True)}
+    given = {k: dice.random((1, 3, side, side), np.float32) for k in ("merged", "linear")}
+    given |= {"stops": np.zeros(1, np.float32), "encoded": np.ones((1, 3, side, side), np.float32)}
+    refinement = Refinement(Answers())
+    added = refinement(given, found, (slice(0, side), slice(0, side)))
+    gain = torch.from_numpy(mu_gain(given["merged"], given["encoded"]))
+    doubt = torch.from_numpy(enlarged_rows(found["degradation"][0, 0], 0, side, side, side))[None, None]
+    refined = gain + torch.from_numpy(np.sqrt(given["linear"]))
+    used, share = as_used(gain, refined, doubt, torch.from_numpy(given["encoded"]))
+    assert np.abs((used - gain)[0, 0].numpy() - added)[inner, inner].max() < 1e-3 * np.abs(added).max()
+    assert 0.2 < share.mean() < 0.6
+    used, share = as_used(gain, refined, doubt, torch.full((1, 3, side, side), 0.5))
+    assert torch.equal(used, gain)
+    assert not share.any()
+
+
+def test_training_and_use_answer_the_same(stages, guide, small_store):
+    """The stage runs the network part by part, since it computes in bfloat16 where it may."""
+    stage = begin(recipe("onestep"), stages["prior"], guide).eval()
+    batch = Batches(small_store, recipe("onestep"))[2]
+    with torch.no_grad():
+        gain, mask, refined = stage._refined(batch)
+        found = stage.guide(**{k: batch[k] for k in ("linear", "stops", "coverage", "merged", "encoded")}, with_mask=True)
+        wanted = stage.refiner(gain, short_frame(batch), mask, found.context)
+    assert (wanted - gain).abs().max() > 1e-3
+    torch.testing.assert_close(refined, wanted, atol=1e-6, rtol=1e-5)
+
+
+def test_stages_refuse_what_they_cannot_begin_with(stages, guide, small_store, tmp_path):
+    light = recipe("prior", latents="light", steps=2)
+    of_light = loop.train(
+        light, small_store, tmp_path / "light", start=stages["autoencoder"], regressor=guide, workers=0, say=lambda _: None
+    )
     for stage, start, regressor, said in (
         ("prior", None, guide, "trained on an autoencoder: give"),
         ("onestep", stages["autoencoder"], guide, "trained on a prior: give"),
         ("onestep", stages["prior"], None, "guided by a regressor: give"),
+        ("onestep", of_light, guide, "a prior of radiance, a baseline: give"),
     ):
         with pytest.raises(InputError, match=said):
             begin(recipe(stage), start, regressor)
@@ -302,6 +375,10 @@ def test_what_is_not_finished_or_not_its_own_does_not_ship(stages, shipped, tmp_
     card = Card.read(shipped)
     with pytest.raises(InputError, match="not trained for one step yet"):
         ship_refiner(stages["prior"], tmp_path / "r.json", card, 0.5)
+    refiner, facts = read_refiner(stages["onestep"])
+    write_refiner(refiner, tmp_path / "older.safetensors", {k: v for k, v in facts.items() if k != "answer"})
+    with pytest.raises(InputError, match="trained by an older version, for another answer"):
+        ship_refiner(tmp_path / "older.safetensors", tmp_path / "r.json", card, 0.5)
     with pytest.raises(InputError, match="not trained beside"):
         ship_refiner(stages["onestep"], tmp_path / "r.json", load_card("compact"), 0.5)
     assert not (tmp_path / "r.json").exists()
@@ -335,16 +412,31 @@ def test_the_shipped_refiner_belongs_to_the_shipped_regressor(shipped_refiner):
     assert max(p.stat().st_size for p in files) < 20_000_000  # float16; 40 MB are allowed
 
 
-def test_the_shipped_refiner_sees_no_farther_than_its_halo(one_thread):
+def test_the_shipped_files_are_one_network(shipped_refiner):
+    dice, context = np.random.default_rng(0), load_card("compact").facts
+    assert context["weights"] == shipped_refiner.card.facts["guide"]
+    shapes = {"gain": (3, 64, 96), "short": (3, 64, 96), "degradation": (1, 16, 24)}
+    shapes |= {k: (c, 64 // f, 96 // f) for k, c, f in zip(CONTEXT_NAMES, CONTEXT, (8, 16, 32), strict=True)}
+    given = {k: dice.random((1, *shape), np.float32) for k, shape in shapes.items()}
+    by_torch = load_refiner("compact", runtime="torch", device="cpu")
+    assert np.abs(shipped_refiner(given)["refined"] - by_torch(given)["refined"]).max() < 1e-3
+
+
+def test_the_shipped_refiner_sees_no_farther_than_its_halo(shipped_refiner):
     refiner, _ = read_refiner(Path(gmodiff.__file__).parent / "weights" / "compact-refiner.safetensors")
-    size, middle = 2 * REFINER_HALO_PX + 64, slice(REFINER_HALO_PX, REFINER_HALO_PX + 64)
+    halo = shipped_refiner.card.halo_px
+    size, middle = 2 * halo + 64, slice(halo, halo + 64)
     dice = torch.Generator().manual_seed(0)
     given = [torch.rand((1, 3, size, size), generator=dice), torch.rand((1, 3, size, size), generator=dice)]
     mask = torch.rand((1, 1, size // 4, size // 4), generator=dice)
     context = [torch.randn((1, w, size // f, size // f), generator=dice) for w, f in zip((64, 128, 192), (8, 16, 32), strict=True)]
     with torch.no_grad():
         before = refiner(*given, mask, context)[..., middle, middle]
-        given[0][..., :16, :] = 1.5 - given[0][..., :16, :]  # far away, everything changes
+        for values in (*given, mask, *context):  # beyond it, everything changes
+            edge = max(1, 32 * values.shape[-1] // size)
+            inner = values[..., edge:-edge, edge:-edge].clone()
+            values.mul_(-1).add_(1)
+            values[..., edge:-edge, edge:-edge] = inner
         after = refiner(*given, mask, context)[..., middle, middle]
     assert float((before - after).abs().max()) < 1e-3
 
@@ -353,7 +445,6 @@ def test_the_shipped_refiner_changes_only_what_is_doubted_and_nothing_that_was_m
     """On the example, whose walls have bricks and whose windows have bars: outside the mask not one value changes."""
     from gmodiff.align import align
     from gmodiff.bracket import read_bracket
-    from gmodiff.estimate import Estimator
     from gmodiff.merge import merge
     from gmodiff.pipeline import estimated
     from gmodiff.radiometry import radiance_interval_codes
@@ -380,3 +471,48 @@ def test_the_shipped_refiner_changes_only_what_is_doubted_and_nothing_that_was_m
     least, most = (ends[reference.encoded, channels] for ends in (low * (1 - 1e-5), high * (1 + 1e-5)))
     inside = (made.radiance >= least) & (made.radiance <= most)
     assert inside[measured].all()
+
+
+def _written_scene(moved: int) -> np.ndarray:
+    """(384, 768, 3) radiance: letters, a window grid and faces left; right, light far above the reference's white, before which a dark
+    disc stands, `moved` pixels on.
+    """
+    drawn = np.full((384, 768, 3), 118, np.uint8)
+    for y, text in enumerate(("GMODiff 0123", "measured, not", "invented: 4711")):
+        cv2.putText(drawn, text, (12, 40 + 34 * y), cv2.FONT_HERSHEY_SIMPLEX, 0.9, (217, 210, 200), 2, cv2.LINE_AA)
+    for y in range(130, 250, 16):
+        for x in range(12, 250, 12):
+            cv2.rectangle(drawn, (x, y), (x + 8, y + 11), (65, 80, 98), -1)
+    for x in (60, 150, 240):
+        cv2.ellipse(drawn, (x, 320), (34, 46), 0, 0, 360, (188, 155, 137), -1, cv2.LINE_AA)
+        for eye in (-12, 12):
+            cv2.circle(drawn, (x + eye, 308), 4, (50, 50, 50), -1, cv2.LINE_AA)
+        cv2.ellipse(drawn, (x, 338), (14, 6), 0, 0, 180, (148, 80, 80), 2, cv2.LINE_AA)
+    picture = (drawn / np.float32(255)) ** np.float32(2.2)
+    clouds = cv2.GaussianBlur(np.random.default_rng(5).random((384, 384), np.float32), (0, 0), 6)
+    picture[:, 384:] = (1.5 + 40 * (clouds - clouds.mean()))[..., None].clip(0.8, 4) * np.array([1.0, 0.97, 0.9], np.float32)
+    cv2.circle(picture, (500 + moved, 190), 44, (0.1, 0.07, 0.05), -1)
+    return picture
+
+
+def test_letters_faces_and_windows_outside_the_mask_stay_as_they_are(shipped_refiner):
+    """And where the reference measured, whatever the mask says, the answer is within that."""
+    from gmodiff.pipeline import reconstruct_radiance
+    from gmodiff.radiometry import radiance_interval_codes
+    from gmodiff.runtime import load_model
+
+    bracket = photos([_written_scene(moved) for moved in (0, 48, 96)], noise=0.004, seed=3)
+    model, refinement = load_model("compact"), Refinement(shipped_refiner)
+    plain, refined = (reconstruct_radiance(bracket, Estimator(model, refinement=r)) for r in (None, refinement))
+    assert plain.degradation is not None
+    doubt = plain.degradation / 255 > refinement.threshold - 0.02
+    changed = (plain.radiance != refined.radiance).any(axis=-1)
+    assert changed.any()
+    assert not changed[~doubt].any()
+    assert not changed[:, :352].any()
+    reference = bracket.frames[bracket.reference]
+    low, high, _ = radiance_interval_codes(bracket.response, reference.noise, reference.encoded.dtype)
+    measured = reference.encoded.max(axis=2) < 225
+    channels = np.arange(3)
+    least, most = (ends[reference.encoded, channels] for ends in (low * (1 - 1e-5), high * (1 + 1e-5)))
+    assert ((refined.radiance >= least) & (refined.radiance <= most))[measured].all()

@@ -28,6 +28,8 @@ CORE_PX = 192
 """Side of the squares that are refined or not, of what the network is given."""
 DETAIL_PX = 8.0
 """Standard deviation of the blur below which structure counts as low frequency, which stays as estimated."""
+THRESHOLD = 0.5
+"""Degradation, 0..1, from which a place is refined, unless the card says otherwise; training counts with it."""
 FULL_FROM = 0.15
 """How far above its threshold the mask takes what the refiner says whole."""
 
@@ -83,14 +85,21 @@ class Refinement:
             return added
         gain, short = _given(inputs, found, self.model.card.gain_limit)
         for core, around in _squares(wanted, self.model.card):
-            raw = self.model(_cut(gain, short, found, around))["refined"]
+            raw = self.answer(_cut(gain, short, found, around), inputs, around)
             change = (raw[0] - gain[(0, slice(None), *around)]).mean(axis=0)
-            change -= cv2.GaussianBlur(change, (0, 0), DETAIL_PX, borderType=cv2.BORDER_REFLECT)
+            change -= cv2.GaussianBlur(change, (0, 0), DETAIL_PX, borderType=cv2.BORDER_REFLECT_101)
             within = tuple(slice(c.start - a.start, c.stop - a.start) for c, a in zip(core, around, strict=True))
             added[core] = wanted[core] * change[within]
         if not np.isfinite(added.sum(dtype=np.float64)):
             raise InputError(f"refiner {self.model.card.name} returned values that are not finite: its weights are broken; use --refine 0")
         return added
+
+    def answer(self, square: Mapping[str, F32], inputs: Mapping[str, NDArray[Any]], around: tuple[slice, slice]) -> F32:
+        """The model's (1, 3, H, W) network gain for one square; what is tried beside the model (`benchmarks/refiner_ablations.py`) may ask more.
+
+        square: what it is given (`model.on_arrays`).   inputs: of the whole tile, of which the square is `around`.
+        """
+        return self.model(square)["refined"]
 
 
 def _given(inputs: Mapping[str, NDArray[Any]], found: Mapping[str, F32], limit: float) -> tuple[F32, F32]:

@@ -79,6 +79,8 @@ class Card:
                 raise ValueError(f"kind {card.kind!r}: this version knows {', '.join(KINDS)}")
             if card.kind == "refiner" and not (0 <= stored["threshold"] < 1 and isinstance(stored["guide"], str)):
                 raise ValueError("threshold out of range, or no guide")
+            if card.kind == "refiner" and stored.get("answer") != "change":
+                raise ValueError("its refiner was trained by an older version, for another answer; train it again")
             whole = (card.max_frames, card.stride, card.halo_px)
             if not (isinstance(card.sha256, dict) and all(type(n) is int and n > 0 for n in whole) and card.max_frames > 2):
                 raise ValueError("max_frames, stride or halo_px out of range")

@@ -2,10 +2,12 @@
 
     z = encode(G),   c = encode(short frame)
     x0 = (z - sqrt(1 - abar) eps(z, c, mask, context)) / sqrt(abar)
-    G' = decode(x0, skips of G)
+    G' = G + decode(x0, skips of G) - decode(z, skips of G)
 
 No noise is added: the estimate starts the way back where noise would be at step ONE_STEP_AT (paper section 3.4). `context` is what the
-frozen regressor's encoder saw; it guides both the denoising and, through the gates, the decoding.
+frozen regressor's encoder saw; it guides both the denoising and, through the gates, the decoding. The paper's answer is decode(x0) alone;
+ours is what denoising changed of it, put on the estimate, so that what the autoencoder cannot say is not lost: where nothing is denoised,
+nothing changes.
 """
 
 from __future__ import annotations
@@ -28,9 +30,12 @@ from gmodiff.model.weights import read_tensors, write_tensors
 FORMAT = "gmodiff-refiner-1"
 LATENT_SCALE = 1.0
 """What latents are multiplied by before diffusion: training holds each channel near mean 0 and deviation 1 (`losses.latent_loss`)."""
-REFINER_HALO_PX = 128
+REFINER_HALO_PX = 96
 """How far around a pixel the refiner sees as far as it matters (tests/test_refiner.py, on random weights of the default size; to be shown
-again on weights that ship), and the blur that tells its detail; a multiple of the regressor's stride."""
+again on weights that ship); a multiple of the regressor's stride."""
+ANSWER = "change"
+"""What a refiner was trained to answer: the change that denoising makes, put on the estimate. Files that do not say so are older, and were
+trained for decode(x0) alone."""
 
 
 class Refiner(nn.Module):
@@ -65,8 +70,11 @@ class Refiner(nn.Module):
         """`forward` with parts taken away: what each is good for.
 
         guided: the denoiser gets the context.   skipped: the decoder gets the estimate's features.   noise: (B, latent, H / 8, W / 8) of
-        unit variance to begin with instead of the estimate.   steps: from noise, 1 (at ONE_STEP_AT) or more (DDIM).
+        unit variance to begin with instead of the estimate.   steps: from noise, 1 (at ONE_STEP_AT) or more (DDIM). Raises ValueError for
+        more than one without noise.
         """
+        if steps > 1 and noise is None:
+            raise ValueError(f"{steps} steps begin with noise, and there is none")
         latent, skips = self.latent(gain)
         condition, _ = self.latent(short)
         small = functional.avg_pool2d(mask, 2)
@@ -79,7 +87,8 @@ class Refiner(nn.Module):
 
         start = latent if noise is None else noise
         clean = denoised(start, predict(start, ONE_STEP_AT), ONE_STEP_AT) if steps == 1 else from_noise(predict, start, steps)
-        return self.decoded(clean, skips if skipped else None, context[0], small)
+        beside = skips if skipped else None
+        return gain + self.decoded(clean, beside, context[0], small) - self.decoded(latent, beside, context[0], small)
 
     def latent(self, picture: Tensor) -> tuple[Tensor, Skips]:
         """(B, 3, H, W) to the scaled latent, and what the encoder saw."""

@@ -108,7 +108,15 @@ def autoencoder(**options: Any) -> None:
     _run("autoencoder", **options)
 
 
-@_stage("prior", "Train latent diffusion on a finished autoencoder (stage 3, second part).", _GUIDE)
+@_stage(
+    "prior",
+    "Train latent diffusion on a finished autoencoder (stage 3, second part).",
+    _GUIDE,
+    click.option(
+        "--latents", type=click.Choice(["gain", "light"]), default=None,
+        help="Of gain maps, as one step needs them, or of radiance itself, a baseline.  [default: gain]",
+    ),
+)  # fmt: skip
 def prior(**options: Any) -> None:
     """Stage 3, the generative prior."""
     _run("prior", **options)
@@ -259,10 +267,10 @@ def _need_torch() -> None:
               help="The card; NAME.onnx and NAME.safetensors go beside it.")  # fmt: skip
 @click.option("--guide", type=click.Path(path_type=Path), metavar="CARD",
               help="Of a refiner: card of the regressor it was trained beside.")  # fmt: skip
-@click.option("--threshold", type=click.FloatRange(0, 1, max_open=True), default=0.5, show_default=True, callback=_finite,
-              help="Of a refiner: degradation from which it refines.")  # fmt: skip
+@click.option("--threshold", type=click.FloatRange(0, 1, max_open=True), callback=_finite,
+              help="Of a refiner: degradation from which it refines.  [default: 0.5]")  # fmt: skip
 @click.option("--force", is_flag=True, help="Overwrite.")
-def export(start: Path, output: Path, guide: Path | None, threshold: float, force: bool) -> None:
+def export(start: Path, output: Path, guide: Path | None, threshold: float | None, force: bool) -> None:
     """Write NAME.onnx (any runtime), NAME.safetensors (torch), both in half precision, and the card NAME.json.
 
     \b
@@ -270,6 +278,7 @@ def export(start: Path, output: Path, guide: Path | None, threshold: float, forc
       gmodiff train export --from runs/onestep --guide compact.json -o compact-refiner.json
     """
     _need_torch()
+    from gmodiff.refine import THRESHOLD
     from gmodiff.runtime import load_card
     from gmodiff.train.shipping import ship, ship_refiner
 
@@ -280,6 +289,7 @@ def export(start: Path, output: Path, guide: Path | None, threshold: float, forc
         raise InputError(f"{taken[0]} exists: give --force to overwrite it, or another name")
     weights = _weights_file("--from", start)
     assert weights is not None
+    threshold = THRESHOLD if threshold is None else threshold
     paths = ship(weights, output) if guide is None else ship_refiner(weights, output, load_card(str(guide)), threshold)
     for path in paths:
         click.echo(f"{path}: {path.stat().st_size / 1e6:.3f} MB")

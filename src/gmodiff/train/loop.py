@@ -2,7 +2,8 @@
 
 A run goes on exactly where its checkpoint was written: batches, and what a stage draws for them, follow from their step. Started by
 torchrun, the processes share every batch between them, and make the same steps as one would (but for the autoencoder, whose latents are
-held near deviation 1 by each process among its own crops, and for sd21-onestep, whose batch norm sees those alone).
+held near deviation 1 by each process among its own crops, for onestep, which weighs what is used among them, and for sd21-onestep, whose
+batch norm sees those alone).
 """
 
 from __future__ import annotations

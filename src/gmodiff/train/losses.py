@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from gmodiff.model.regressor import GAIN_LIMIT, mu_gain, radiance_from_mu_gain
 from gmodiff.radiometry import CLIPPED_ENCODED, TAPER_ENCODED
+from gmodiff.refine import DETAIL_PX, FULL_FROM, THRESHOLD
 
 MU = 5000.0
 """mu of the mu-law domain (Kalantari and Ramamoorthi 2017, equation 5)."""
@@ -114,13 +115,16 @@ LEAST_WEIGHT = 0.2
 """What a pixel counts for where the mask sees no doubt: there the refined picture is not used, but the network has to know it."""
 
 
-def refined_loss(gain: Tensor, truth: Tensor, encoded: Tensor, mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """L1 on the gain, in the mu-law domain, and between Laplacian pyramids of it, weighted by the mask (paper section 3.4; the pyramid
-    stands for its DISTS, which needs weights of somebody else's).
+LEAST_USED = 0.05
+"""Of crops' pixels: fewer that are used do not count for more each."""
 
-    gain: (B, 3, H, W), not cut.   truth, encoded: see `estimate_loss`.   mask: (B, 1, H, W), 0..1.
+
+def refined_loss(gain: Tensor, truth: Tensor, encoded: Tensor, weight: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """L1 on the gain, in the mu-law domain, and between Laplacian pyramids of it (paper section 3.4; the pyramid stands for its DISTS,
+    which needs weights of somebody else's).
+
+    gain: (B, 3, H, W), not cut.   truth, encoded: see `estimate_loss`.   weight: (B, 1, H, W) of each pixel.
     """
-    weight = LEAST_WEIGHT + mask
     by_gain = (weight * (gain - mu_gain(truth, encoded).clamp(max=GAIN_LIMIT)).abs()).mean()
     found = compress(radiance_from_mu_gain(gain.clamp(0, GAIN_LIMIT), encoded).clamp(max=1))
     wanted = compress(truth.clamp(max=1))
@@ -128,6 +132,25 @@ def refined_loss(gain: Tensor, truth: Tensor, encoded: Tensor, mask: Tensor) -> 
     by_pyramid = pyramid_loss(found, wanted, weight)
     parts = {"gain": by_gain, "mu": by_mu, "pyramid": by_pyramid}
     return by_gain + by_mu + 2 * by_pyramid, parts
+
+
+def as_used(gain: Tensor, refined: Tensor, doubt: Tensor, encoded: Tensor) -> tuple[Tensor, Tensor]:
+    """What `refine` makes of an answer, held to the merge where the reference measured, and the (B, 1, H, W) share of each pixel it takes.
+
+    gain, refined: (B, 3, H, W) network gain of the estimate and of the answer.   doubt: (B, 1, H, W), 0..1.   encoded: (B, 3, H, W).
+    """
+    share = ((doubt - THRESHOLD) / FULL_FROM).clamp(0, 1) * unmeasured(encoded)
+    change = (refined - gain).mean(dim=1, keepdim=True)
+    return gain + share * (change - _blurred(change, DETAIL_PX)), share
+
+
+def _blurred(picture: Tensor, deviation: float) -> Tensor:
+    """(B, 1, H, W) under a Gaussian, edges mirrored."""
+    reach = min(round(4 * deviation), *(s - 1 for s in picture.shape[-2:]))
+    bell = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, device=picture.device, dtype=picture.dtype) / deviation) ** 2)
+    bell = (bell / bell.sum())[None, None]
+    wide = functional.pad(picture, (reach,) * 4, mode="reflect")
+    return functional.conv2d(functional.conv2d(wide, bell[..., None, :]), bell[..., None])
 
 
 def errs(gain: Tensor, truth: Tensor, encoded: Tensor) -> Tensor:

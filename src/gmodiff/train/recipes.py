@@ -21,8 +21,9 @@ class Recipe:
     weight_decay, clip_norm: of AdamW, and of the gradient.   ema: decay of the averaged weights.   bf16: autocast in the forward pass.
     save_every: steps from checkpoint to checkpoint.   check_scenes: how many scenes never trained on are looked at each time.
     seed: of scenes, crops and initial weights.   shape: of the regressor; autoencoder, denoiser: of the refiner's parts; full: of the
-    published regressor.   rank, perceptual, adversarial: of sd21-onestep: of its adapters; "dists" or "pyramid"; weight of the adversarial
-    term, 0 for none, as released.   recompute: of sd21-onestep: activations are computed again when gradients need them.
+    published regressor.   latents: of the prior: "gain", or "light" for radiance itself, a baseline.
+    rank, perceptual, adversarial: of sd21-onestep: of its adapters; "dists" or "pyramid"; weight of the adversarial term, 0 for none, as
+    released.   recompute: of sd21-onestep: activations are computed again when gradients need them.
     """
 
     stage: str
@@ -49,6 +50,7 @@ class Recipe:
     autoencoder: AutoencoderShape = field(default_factory=AutoencoderShape)
     denoiser: DenoiserShape = field(default_factory=DenoiserShape)
     full: DaRegShape = field(default_factory=DaRegShape)
+    latents: str = "gain"
     rank: int = 16
     perceptual: str = "pyramid"
     adversarial: float = 0.0
@@ -64,6 +66,8 @@ class Recipe:
         shapes, of_one_step = {"shape", "autoencoder", "denoiser", "full"}, {"rank", "perceptual", "adversarial", "recompute"}
         used = {"full"} if self.full_size else {"shape"} if self.stage in ("regressor", "mask") else {"autoencoder", "denoiser"}
         left_out = shapes if self.stage == "sd21-onestep" else shapes | of_one_step
+        if self.stage != "prior":
+            left_out = left_out | {"latents"}
         plain = {k: v for k, v in asdict(self).items() if k not in left_out}
         return plain | {k: getattr(self, k).as_dict() for k in sorted(used)}
 

@@ -17,12 +17,16 @@ from torch import Tensor, nn
 from gmodiff.errors import InputError
 from gmodiff.model.autoencoder import LATENT_FOLD, Skips
 from gmodiff.model.diffusion import ONE_STEP_AT, STEPS, denoised, noised
-from gmodiff.model.refiner import Refiner, read_refiner, write_refiner
+from gmodiff.model.refiner import ANSWER, Refiner, read_refiner, write_refiner
 from gmodiff.model.regressor import GAIN_LIMIT, Estimate, Regressor, full_gain, mu_gain, radiance_from_mu_gain
 from gmodiff.model.weights import digest, read_weights, write_weights
 from gmodiff.train.crops import Batch
 from gmodiff.train.losses import (
+    LEAST_USED,
+    LEAST_WEIGHT,
+    as_used,
     average_precision,
+    compress,
     decibels,
     errs,
     estimate_loss,
@@ -40,6 +44,9 @@ Parts = dict[str, Tensor]
 INPUTS = ("linear", "stops", "coverage", "merged", "encoded")
 UNGUIDED_SHARE = 0.1
 """Of the prior's crops, without the regressor's context: what classifier-free guidance needs (Ho and Salimans 2022), and one ablation."""
+
+USED_SHARE = 0.5
+"""Of the one step's loss, on what `refine` takes of its answer."""
 
 HELD_SHARE = 0.7
 """Of the regressor's loss, on the estimate as the pipeline uses it: held to the merge where the reference measured."""
@@ -113,6 +120,8 @@ def begin(recipe: Recipe, start: Path | None, regressor: Path | None = None, bac
     needed, article = {"prior": ("autoencoder", "an"), "onestep": ("prior", "a")}[recipe.stage]
     if start is None or needed not in before.get("steps", {}):
         raise InputError(f"{recipe.stage} is trained on {article} {needed}: give its run or weights with --from (now {start})")
+    if recipe.stage == "onestep" and before.get("latents") == "light":
+        raise InputError(f"{start} is a prior of radiance, a baseline: give one of gain maps with --from")
     if regressor is None:
         raise InputError(f"{recipe.stage} is guided by a regressor: give its run or weights with --regressor")
     guide, facts = read_weights(regressor)
@@ -220,8 +229,14 @@ def short_frame(batch: Batch) -> Tensor:
     return batch["linear"][torch.arange(len(shortest)), shortest].sqrt()
 
 
+def light(batch: Batch) -> Tensor:
+    """(B, 3, H, W) true radiance in the mu-law domain, 1 at the short frame's white, not beyond GAIN_LIMIT."""
+    return compress(batch["truth"]).clamp(max=GAIN_LIMIT)
+
+
 class AutoencoderStage(_RefinerStage):
-    """Gain maps, and frames for the condition, through the latent and back: without the decoder's skips, and with."""
+    """Gain maps, frames for the condition, and radiance for `light` latents, through the latent and back: without the decoder's skips, and
+    with."""
 
     def learned(self) -> list[nn.Parameter]:
         """See `Stage`."""
@@ -229,12 +244,12 @@ class AutoencoderStage(_RefinerStage):
 
     def forward(self, batch: Batch, step: int) -> tuple[Tensor, Parts]:
         """See `Stage`."""
-        pictures = torch.cat([true_gain(batch), short_frame(batch)])
+        pictures = torch.cat([true_gain(batch), short_frame(batch)[::2], light(batch)[1::2]])
         latent, skips = self._encoded(batch, pictures)
         loss, psnr = picture_loss(self._back(latent, None), pictures)
         with_skips, psnr_skips = picture_loss(self._back(latent, skips), pictures)
         spread = latent_loss(latent)
-        return loss + 0.3 * with_skips + spread, {"psnr": psnr, "psnr_skips": psnr_skips, "latent": spread}
+        return loss + 0.5 * with_skips + spread, {"psnr": psnr, "psnr_skips": psnr_skips, "latent": spread}
 
     def check(self, batch: Batch) -> dict[str, float]:
         """PSNR of the gain, without and with skips, and of the frame."""
@@ -285,7 +300,10 @@ class _Known(NamedTuple):
 
 
 class PriorStage(_Guided):
-    """Ordinary latent diffusion on gain maps under the bracket's conditions: noise prediction (Ho et al. 2020, equation 14)."""
+    """Ordinary latent diffusion on gain maps under the bracket's conditions: noise prediction (Ho et al. 2020, equation 14).
+
+    On radiance itself where the recipe's latents are "light": what earlier systems did, and the paper compares itself with.
+    """
 
     def learned(self) -> list[nn.Parameter]:
         """See `Stage`."""
@@ -317,8 +335,13 @@ class PriorStage(_Guided):
     @torch.no_grad()
     def _known(self, batch: Batch) -> _Known:
         _, mask, found = self._guidance(batch)
-        latent, condition = (self._encoded(batch, p)[0] for p in (true_gain(batch), short_frame(batch)))
+        wanted = light(batch) if self.recipe.latents == "light" else true_gain(batch)
+        latent, condition = (self._encoded(batch, p)[0] for p in (wanted, short_frame(batch)))
         return _Known(latent, condition, nn.functional.avg_pool2d(mask, 2), found.context)
+
+    def facts(self) -> dict[str, Any]:
+        """What its latents are of, too."""
+        return super().facts() | {"latents": self.recipe.latents}
 
     def _loss(self, known: _Known, at: Tensor, noise: Tensor, guided: Tensor) -> Tensor:
         with_context = guided.float()[:, None, None, None]
@@ -329,7 +352,16 @@ class PriorStage(_Guided):
 
 
 class OneStepStage(_Guided):
-    """The estimate's latent, denoised once at a fixed step and decoded: denoiser, decoder and gates learn, the encoder does not."""
+    """The estimate's latent, denoised once at a fixed step and decoded: denoiser, decoder and gates learn, the encoder does not.
+
+    What `refine` takes of the answer counts (but for `stillness`, which crops are too small for), and the whole answer.
+    """
+
+    rests_on = MappingProxyType({"answer": ANSWER})
+
+    def facts(self) -> dict[str, Any]:
+        """What it answers, too."""
+        return super().facts() | {"answer": ANSWER}
 
     def learned(self) -> list[nn.Parameter]:
         """See `Stage`."""
@@ -339,19 +371,24 @@ class OneStepStage(_Guided):
 
     def forward(self, batch: Batch, step: int) -> tuple[Tensor, Parts]:
         """See `Stage`."""
-        _, mask, refined = self._refined(batch)
-        return refined_loss(refined, batch["truth"], batch["encoded"], full_size(mask, refined))
+        gain, mask, refined = self._refined(batch)
+        doubt, (truth, encoded) = full_size(mask, refined), (batch["truth"], batch["encoded"])
+        whole, _ = refined_loss(refined, truth, encoded, LEAST_WEIGHT + doubt)
+        used, share = as_used(gain, refined, doubt, encoded)
+        by_use, parts = refined_loss(used, truth, encoded, share / share.mean().clamp_min(LEAST_USED))
+        return (1 - USED_SHARE) * whole + USED_SHARE * by_use, parts | {"share": share.mean()}
 
     @torch.no_grad()
     def check(self, batch: Batch) -> dict[str, float]:
-        """PSNR-mu of the estimate and of what became of it, over the picture and where the mask is above one half."""
+        """PSNR-mu of the estimate, of the answer and of what is used of it, over the picture and where something is used of it."""
         gain, mask, refined = self._refined(batch)
-        where = full_size(mask, refined) > 0.5
+        used, share = as_used(gain, refined, full_size(mask, refined), batch["encoded"])
+        where = share > 0
         found = {}
-        for name, g in (("estimate", gain), ("refined", refined.clamp(0, GAIN_LIMIT))):
+        for name, g in (("estimate", gain), ("refined", refined.clamp(0, GAIN_LIMIT)), ("used", used.clamp(0, GAIN_LIMIT))):
             picture = radiance_from_mu_gain(g, batch["encoded"])
             found[f"{name}_psnr_mu"] = psnr_mu(picture, batch["truth"])
-            found[f"{name}_psnr_mu_mask"] = psnr_mu(picture, batch["truth"], where)
+            found[f"{name}_psnr_mu_used_px"] = psnr_mu(picture, batch["truth"], where)
         return found
 
     def _refined(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
@@ -363,5 +400,6 @@ class OneStepStage(_Guided):
             noise = self.refiner.denoiser(
                 latent, condition, small, found.context, torch.full((len(gain),), ONE_STEP_AT, device=gain.device)
             )
-        clean = denoised(latent, noise.float(), ONE_STEP_AT)
-        return gain, mask, self.refiner.decoded(clean, skips, found.context[0].float(), small)
+        clean, context = denoised(latent, noise.float(), ONE_STEP_AT), found.context[0].float()
+        before, after = (self.refiner.decoded(x, skips, context, small) for x in (latent, clean))
+        return gain, mask, gain + after - before
