@@ -7,11 +7,13 @@ import pickle
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
@@ -22,6 +24,7 @@ from gmodiff.model.dareg import DaReg, DaRegShape, network_input
 from gmodiff.model.released import LORA_ALPHA, low_rank, read_released, released_from
 from gmodiff.model.sd21 import OneStep, Sd21, assemble, from_folded, skip_widths, starts
 from gmodiff.model.sd21_backbone import open_backbone
+from gmodiff.model.sd21_files import read_adapters, save_adapters
 from live_bytes import LiveBytes
 from sd21_standin import SCHEDULER, SHAPE, SKIPS, UNET, VAE, WIDTH, Reference, assert_same, write_backbone
 
@@ -108,6 +111,62 @@ def test_a_schedule_of_another_length_is_refused_in_a_converted_file_too(steps):
         from_folded(configs, {}, "mine", SHAPE)
 
 
+BROKEN = [
+    ("vae", {"block_out_channels": [8, 12], "down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2}),
+    ("vae", {"up_block_types": ["UpDecoderBlock2D"] * 5}),
+    ("vae", {"norm_num_groups": 0}),
+    ("unet", {"norm_num_groups": 0}),
+    ("unet", {"block_out_channels": [8, 16]}),
+    ("scheduler", {"beta_start": []}),
+]
+
+
+@pytest.mark.parametrize(("part", "broken"), BROKEN)
+def test_configurations_of_no_system_are_one_line(backbone, part, broken):
+    opened = open_backbone(str(backbone))
+    configs = {"unet": dict(UNET), "vae": dict(VAE), "scheduler": dict(SCHEDULER)}
+    configs[part] |= broken
+    with pytest.raises(FileFormatError, match=r"mine: no configuration of a system that can be built .*convert it again") as error:
+        from_folded(configs, {}, "mine", SHAPE)
+    assert "\n" not in str(error.value)
+    given = replace(opened, **{f"{k}_config": v for k, v in configs.items()})
+    with pytest.raises(FileFormatError, match=r"of no system that can be built .*copy or download them again") as error:
+        sd21._of_backbone(given, SHAPE)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("configs", [[], {"unet": [], "vae": {}, "scheduler": []}, {"unet": UNET, "vae": VAE, "scheduler": []}])
+def test_configurations_of_another_kind_are_one_line(configs):
+    with pytest.raises(FileFormatError, match="no configuration of a system that can be built"):
+        from_folded(configs, {}, "mine", SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        ({"modules": "{}"}, "missing unet_lora_decoder_modules"),
+        ({"modules": "[]"}, "its header is broken"),
+        ({"ranks": "{}"}, "missing rank_unet, rank_vae, rank_vae_c"),
+        ({"ranks": '{"unet": 4, "vae": 0, "vae_c": "4"}'}, "expected whole numbers above 0"),
+        ({"ranks": "3"}, "its header is broken"),
+        ({"facts": "[]"}, "its header is broken"),
+        ({}, r"mid_block.resnets.0.conv1.lora_A.default_others.weight there twice, not a tensor, or not finite"),
+    ],
+)
+def test_a_broken_file_of_adapters_is_one_line(weights, tmp_path, header, said):
+    path = tmp_path / "a.safetensors"
+    save_adapters(read_released(weights), path, {"steps": {}})
+    with safe_open(path, "pt") as stored:
+        whole = stored.metadata()
+    kept = load_file(path)
+    if not header:
+        kept[f"unet/{UNET_KEY}"].fill_(float("nan"))
+    save_file(kept, path, whole | header)
+    with pytest.raises(FileFormatError, match=said) as error:
+        read_adapters(path)
+    assert "\n" not in str(error.value)
+
+
 def test_inputs_are_light_then_code_and_the_long_frame_weighs_less():
     made = network_input(torch.full((1, 3, 1, 1), 0.5), 4.0)
     assert made[0, :3].flatten().tolist() == pytest.approx([0.5**2.2 / 4] * 3)
@@ -174,6 +233,10 @@ def test_the_mean_of_a_picture_elsewhere_is_its_mean(monkeypatch):
     picture = torch.rand(2, 5, 70, 24)
     wanted = picture.double().mean((2, 3), keepdim=True).float()
     torch.testing.assert_close(dareg_module._mean(picture, torch.device("cpu")), wanted, rtol=1e-6, atol=0)
+    monkeypatch.undo()
+    with LiveBytes() as live:
+        dareg_module._mean(torch.empty(1, 512, 512, 1024), torch.device("meta"))
+    assert live.peak["meta"] < 1.1 * 4 * dareg_module.STRIP_PX * dareg_module.STRIP_CHANNELS
 
 
 @pytest.mark.parametrize("visiting", [False, True])
@@ -192,7 +255,8 @@ def test_pictures_in_main_memory_visit_the_device(system, monkeypatch, visiting)
     for module in elsewhere.dareg.modules():
         if isinstance(module, torch.nn.Conv2d) and module.kernel_size != (1, 1):
             module.register_forward_pre_hook(look)
-    regressed = []
+    regressed, before = [], []
+    elsewhere.dareg.register_forward_pre_hook(lambda *_: before.append(live._held["meta"]))
     elsewhere.dareg.register_forward_hook(lambda *_: regressed.append(live.peak["meta"]))
     with LiveBytes() as live:
         found = elsewhere.refine(torch.rand(3, 3, 512, 256), EXPOSURES, vae_tile_px=128, visiting=visiting)
@@ -201,6 +265,8 @@ def test_pictures_in_main_memory_visit_the_device(system, monkeypatch, visiting)
     assert largest <= (16 + 2 * 8) * 256  # strips and their halos, wherever the picture lies
     features = 4 * 2 * SHAPE.widths[0] * 512 * 256  # what is kept of the finest depth
     assert (regressed[0] > features) is not visiting
+    if not visiting:
+        assert before[0] < 90 * 512 * 256  # the short frame and three times 6 channels: nothing else of the frames, 36 bytes a pixel
 
 
 @pytest.mark.parametrize(("size", "wanted"), [(96, [0]), (97, [0, 1]), (160, [0, 64]), (161, [0, 64, 65]), (224, [0, 64, 128]), (50, [0])])
@@ -312,6 +378,21 @@ def test_parts_come_and_go_in_turn(system, monkeypatch):
     assert all(was_there for _, was_there in used)
     assert max(len(t) for t in turns) == 1
     assert turns[-1] == set()
+
+
+def test_what_arrived_goes_back_when_memory_runs_out(system, monkeypatch):
+    there = set()
+
+    def fails(where):
+        if where != "cpu":
+            raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(system.gain_decoder, "to", lambda where: (there.discard if where == "cpu" else there.add)("decoder"))
+    monkeypatch.setattr(system.gain_encoder, "to", fails)
+    monkeypatch.setattr(system, "offload", True)
+    with pytest.raises(torch.OutOfMemoryError), system._there(system.gain_decoder, system.gain_encoder):
+        pytest.fail("not all of it is there")
+    assert there == set()
 
 
 def test_half_precision_is_near(system):
@@ -446,6 +527,8 @@ def test_released_in_memory_is_what_is_read(weights):
         ("unet", {"cross_attention_dim": 2048}, "Stable Diffusion XL"),
         ("unet", {"addition_embed_type": "text_time"}, "Stable Diffusion XL"),
         ("unet", {"in_channels": 9}, "an inpainting model of 9 channels"),
+        ("unet", {"in_channels": [4]}, r"another model of \[4\] channels"),
+        ("vae", {"block_out_channels": 4}, "another VAE"),
         ("unet", {"cross_attention_dim": 33}, "a model whose context is 33 wide"),
         ("unet", {"_class_name": "FluxTransformer2DModel"}, "a FluxTransformer2DModel"),
         ("scheduler", {"prediction_type": "v_prediction"}, "predicts v_prediction"),

@@ -31,6 +31,9 @@ STRIP_PX, STRIP_CHANNELS = 1 << 18, 64
 LEAST_ROWS = 16
 """Of a strip, however wide it is: halos would take more time than strips."""
 
+FUSION_HALO = 4
+"""Rows that fusing the frames sees beyond a strip."""
+
 
 @dataclass(frozen=True)
 class DaRegShape(Sizes):
@@ -99,10 +102,11 @@ class DaReg(nn.Module):
         """Three frames (B, 6, H, W) as `network_input` makes them; H and W are multiples of STRIDE.
 
         They may lie on another device than the network: then the work is done where the network is, strip by strip, and the answer and all
-        that is kept on the way lies where the frames do. The numbers are the same up to rounding.
+        that is kept on the way lies where the frames do. The numbers are the same up to rounding. Without gradients, what is kept on the
+        way is overwritten as it goes; the frames are not.
         """
         device = self.ending.weight.device
-        x = in_strips(self._fused, (short, middle, long), halo=4, device=device)
+        x = in_strips(self._fused, (short, middle, long), halo=FUSION_HALO, device=device)
         seen = []
         for blocks, down, stride in zip(self.encoders, self.downs, self.shape.strides, strict=True):
             x = blocks(x)
@@ -159,7 +163,9 @@ class NAFBlock(nn.Module):
         self.beta, self.gamma = (nn.Parameter(torch.zeros(1, width, 1, 1)) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Large pictures in two passes: one up to the mean of the whole, one from there, whose answer takes the place of x."""
+        """Large pictures in two passes: one up to the mean of the whole, one from there. Without gradients its answer takes the place of
+        x, which is overwritten.
+        """
         device = self.beta.device
         spread = in_strips(lambda s: gated(self.conv2(self.conv1(self.norm1(s)))), (x,), halo=1, device=device)
         scale: Tensor = self.sca(spread if spread.device == device else _mean(spread, device))
@@ -225,8 +231,7 @@ def in_strips(
     batch, channels, height, width = pictures[0].shape
     home = pictures[0].device
     device = home if device is None else device
-    rows = STRIP_PX * STRIP_CHANNELS // (batch * width * max(channels, STRIP_CHANNELS))
-    rows = max(rows // stride, -(-LEAST_ROWS // stride)) * stride
+    rows = _strip_rows(batch, channels, width, stride)
     if rows >= height or torch.is_grad_enabled():
         return work(*(p.to(device) for p in pictures)).to(home)
     result = into
@@ -243,6 +248,16 @@ def in_strips(
     return result
 
 
+def _strip_rows(batch: int, channels: int, width: int, stride: int = 1) -> int:
+    rows = STRIP_PX * STRIP_CHANNELS // (batch * width * max(channels, STRIP_CHANNELS))
+    return max(rows // stride, -(-LEAST_ROWS // stride)) * stride
+
+
+def fused_px(height: int, width: int) -> int:
+    """Pixels that are there at once while the frames of one picture are fused, where the regressor takes most beside what it keeps."""
+    return min(height, _strip_rows(1, 1, max(width, 1)) + 2 * FUSION_HALO) * width
+
+
 def _rows(picture: Tensor, first: int, end: int, of: int) -> Tensor:
     """The part of a picture (B, C, H, W) that shows rows first to end of so many; H divides that."""
     factor = of // picture.shape[2]
@@ -252,7 +267,7 @@ def _rows(picture: Tensor, first: int, end: int, of: int) -> Tensor:
 def _mean(picture: Tensor, device: torch.device) -> Tensor:
     """(B, C, 1, 1) mean of a picture (B, C, H, W) that lies elsewhere than the device, summed there in float32."""
     height, width = picture.shape[-2:]
-    rows = max(STRIP_PX // width, LEAST_ROWS)
+    rows = _strip_rows(picture.shape[0], picture.shape[1], width)
     strips = ((r, min(r + rows, height)) for r in range(0, height, rows))
     total = sum(_rows(picture, *s, height).to(device).sum((2, 3), keepdim=True, dtype=torch.float32) for s in strips)
     assert isinstance(total, Tensor)

@@ -231,7 +231,7 @@ class Sd21(nn.Module):
         frames = functional.pad(frames.to(home, torch.float32), padding, mode="replicate")
         tile = vae_tile_px or (VAE_TILE_PX if frames.shape[-1] * frames.shape[-2] > VAE_WHOLE_PX else max(frames.shape[-2:]))
         inputs = [network_input(frames[n : n + 1], exposures[n].to(frames)).to(self.dtype) for n in range(3)]
-        short = frames[:1].to(self.device, self.dtype)
+        short = frames[:1].to(self.device, self.dtype, copy=True)  # a view would keep all frames
         del frames
         with self._there(self.dareg):
             regressed = self.dareg(*inputs)
@@ -262,9 +262,9 @@ class Sd21(nn.Module):
         if not self.offload:
             yield
             return
-        for part in parts:
-            part.to(self.device)
         try:
+            for part in parts:
+                part.to(self.device)
             yield
         finally:
             for part in parts:
@@ -466,13 +466,22 @@ def untrained(backbone: Backbone, dareg: DaReg) -> Sd21:
 
 
 def _of_backbone(backbone: Backbone, shape: DaRegShape | None) -> Sd21:
-    try:
+    with _buildable(f"--backbone {backbone.name}: its configurations are of no system that can be built", "copy or download them again"):
         return Sd21(backbone.unet_config, backbone.vae_config, backbone.scheduler_config, shape)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+
+
+BROKEN = (KeyError, TypeError, ValueError, IndexError, AttributeError, ZeroDivisionError)
+"""What configurations end in that are of no system: a name or a block that is not there, a list for a number, groups of no channels."""
+
+
+@contextmanager
+def _buildable(said: str, advice: str) -> Iterator[None]:
+    """Within, a system is made of configurations that somebody else wrote."""
+    try:
+        yield
+    except BROKEN as error:
         why = f"it lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:160]
-        raise FileFormatError(
-            f"--backbone {backbone.name}: its configurations are of no system that can be built ({why}); copy or download them again"
-        ) from None
+        raise FileFormatError(f"{said} ({why}); {advice}") from None
 
 
 def _account_backbone(system: Sd21, backbone: Backbone) -> dict[str, Tensor]:
@@ -496,11 +505,8 @@ def _encoding(vae: Weights) -> dict[str, Tensor]:
 
 def from_folded(configs: Mapping[str, Mapping[str, Any]], weights: Weights, source: str, shape: DaRegShape | None = None) -> Sd21:
     """The system from its own state dict, as `Sd21.state_dict` gives it, and the configurations it was made with."""
-    try:
-        with torch.device("meta"):
-            system = Sd21(configs["unet"], configs["vae"], configs["scheduler"], shape)
-    except (KeyError, TypeError, ValueError) as error:
-        raise FileFormatError(f"{source}: no configuration of a system that can be built ({error}); convert it again") from None
+    with _buildable(f"{source}: no configuration of a system that can be built", "convert it again"), torch.device("meta"):
+        system = Sd21(configs["unet"], configs["vae"], configs["scheduler"], shape)
     system.load_state_dict(check_whole(weights, system.state_dict(), source), assign=True)
     return ready(system)
 

@@ -80,7 +80,7 @@ _CONFIGS = {"unet": "config.json", "vae": "config.json", "scheduler": "scheduler
 def check_backbone(name: str, unet: Mapping[str, Any], vae: Mapping[str, Any], scheduler: Mapping[str, Any]) -> None:
     """Raise InputError, saying what it is, unless these are the configurations of Stable Diffusion 2.1 base."""
     width, inputs = unet.get("cross_attention_dim"), unet.get("in_channels", LATENT_CHANNELS)
-    prediction = scheduler.get("prediction_type", "epsilon")
+    prediction, widths = scheduler.get("prediction_type", "epsilon"), vae.get("block_out_channels")
     what = None
     if unet.get("_class_name", "UNet2DConditionModel") != "UNet2DConditionModel":
         what = f"a {unet['_class_name']}"
@@ -91,10 +91,11 @@ def check_backbone(name: str, unet: Mapping[str, Any], vae: Mapping[str, Any], s
     elif width != CONTEXT_WIDTH:
         what = f"a model whose context is {width} wide"
     elif inputs != LATENT_CHANNELS:
-        what = {9: "an inpainting model", 5: "a depth model", 7: "an upscaler"}.get(inputs, "another model") + f" of {inputs} channels"
+        kinds = {"9": "an inpainting model", "5": "a depth model", "7": "an upscaler"}
+        what = f"{kinds.get(str(inputs), 'another model')} of {inputs} channels"
     elif prediction != "epsilon":
         what = f"a model that predicts {prediction} (Stable Diffusion 2.1 for 768 pixels does)"
-    elif vae.get("latent_channels") != LATENT_CHANNELS or len(vae.get("block_out_channels", ())) != 4:
+    elif vae.get("latent_channels") != LATENT_CHANNELS or not isinstance(widths, (list, tuple)) or len(widths) != 4:
         what = "a model with another VAE"
     elif scheduler.get("beta_schedule") != "scaled_linear":
         what = f"a model with a {scheduler.get('beta_schedule')} noise schedule"

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gmodiff.errors import FileFormatError, InputError
 from gmodiff.model.dareg import DaRegShape
-from gmodiff.model.released import Released, Weights
+from gmodiff.model.released import Released, Weights, released_from
 from gmodiff.model.sd21 import Sd21, assemble, from_folded
 from gmodiff.model.sd21_backbone import open_backbone, read_safetensors
 from gmodiff.model.weights import readable_by_all
@@ -67,22 +67,26 @@ def read_adapters(path: Path) -> tuple[Released, dict[str, Any]]:
         kind = "with its adapters folded in" if header.get("holds") == FOLDED else f"of {header.get('format', 'another program')!r}"
         raise FileFormatError(f"{path}: weights {kind}, expected adapters ({FORMAT!r}): a run of sd21-onestep, or a released folder")
     lists = {k: _fact(header, k, path) for k in ("modules", "ranks")}
-    facts: dict[str, Any] = _fact(header, "facts", path) if "facts" in header else {}
-    return _released(read_safetensors(path), lists, str(path)), facts
+    return _released(read_safetensors(path), lists, str(path)), _facts(header, path)
 
 
 def read_facts(path: Path) -> dict[str, Any]:
     """The plain values beside weights of ours of any kind (.safetensors); none where there are none."""
-    header = _header(path)
-    facts: dict[str, Any] = _fact(header, "facts", path) if "facts" in header else {}
-    return facts
+    return _facts(_header(path), path)
 
 
-def _fact(header: Mapping[str, str], name: str, path: Path) -> Any:
+def _facts(header: Mapping[str, str], path: Path) -> dict[str, Any]:
+    return _fact(header, "facts", path) if "facts" in header else {}
+
+
+def _fact(header: Mapping[str, str], name: str, path: Path) -> dict[str, Any]:
     try:
-        return json.loads(header[name])
+        value = json.loads(header[name])
     except (KeyError, ValueError) as error:
         raise FileFormatError(f"{path}: its header is broken ({error}); convert it again") from None
+    if not isinstance(value, dict):
+        raise FileFormatError(f"{path}: its header is broken ({name} are no values by name); convert it again")
+    return value
 
 
 def _released(weights: Weights, facts: Mapping[str, Any], source: str) -> Released:
@@ -93,7 +97,9 @@ def _released(weights: Weights, facts: Mapping[str, Any], source: str) -> Releas
             raise FileFormatError(f"{source}: unexpected {key}; convert it again")
         parts[part][name] = value
     dareg, proj = parts.pop("dareg"), parts.pop("proj")
-    return Released(dareg, proj, parts, {k: tuple(v) for k, v in facts["modules"].items()}, facts["ranks"], source, source)
+    ranks = {f"rank_{part}": rank for part, rank in facts["ranks"].items()}
+    stored = {f"state_dict_{part}": values for part, values in parts.items()}
+    return released_from(dareg, {**facts["modules"], **ranks, **stored, "proj": proj}, source, source)
 
 
 def _save(weights: dict[str, Tensor], path: Path, facts: dict[str, str]) -> None:
