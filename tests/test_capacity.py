@@ -8,8 +8,9 @@ import time
 import pytest
 
 from gmodiff.batch import workers
-from gmodiff.batch.capacity import core_shares, free_bytes, set_bytes, worker_count
+from gmodiff.batch.capacity import core_shares, set_bytes, worker_count
 from gmodiff.batch.one_set import Job, Settings
+from gmodiff.machine import free_bytes
 
 GB = 10**9
 

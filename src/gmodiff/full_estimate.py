@@ -88,6 +88,12 @@ def clipped_share(codes: NDArray[Any], samples: float = 1e6) -> float:
     return float((codes[::step, ::step].max(axis=2) >= CLIPPED_ENCODED * np.iinfo(codes.dtype).max).mean())
 
 
+def check_tile(tile_px: int, model: str) -> None:
+    """Raise InputError for tiles that are too small to be blended."""
+    if tile_px < MIN_TILE_PX:
+        raise InputError(f"tile {tile_px}: expected {MIN_TILE_PX} pixels a side or more for model {model}")
+
+
 # ---- in the pipeline ------------------------------------------------------------------------------------------------------
 
 
@@ -99,8 +105,8 @@ class FullEstimator:
     tile_px: int | None = None
 
     def __post_init__(self) -> None:
-        if self.tile_px is not None and self.tile_px < MIN_TILE_PX:
-            raise InputError(f"tile {self.tile_px}: expected {MIN_TILE_PX} pixels a side or more for model {self.model.card.name}")
+        if self.tile_px is not None:
+            check_tile(self.tile_px, self.model.card.name)
 
     def __call__(
         self, bracket: Bracket, alignments: Sequence[Alignment], merged: F32, *, progress: Callable[[float], None] | None = None

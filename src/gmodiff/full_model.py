@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gmodiff import machine
 from gmodiff.errors import InputError, MissingDependencyError
-from gmodiff.full_estimate import MIN_TILE_PX, FullEstimator
+from gmodiff.full_estimate import MIN_TILE_PX, FullEstimator, check_tile
 from gmodiff.radiometry import F32
 from gmodiff.runtime import FULL_MODEL, Arrays, Card, check_weights, sha256
 
@@ -24,17 +25,24 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("auto", "float32", "float16", "bfloat16")
 OFFLOADS = ("auto", "on", "off")
+WEIGHTS = 1041e6
+"""Numbers that the system holds (docs/full-model.md)."""
 UNET_BATCH = 4
 """The UNet's tiles at once, at most, on a GPU that holds the whole system."""
 ROOM_BYTES = 4e9
 """What a GPU should have free beside the weights; with less, parts wait in main memory until it is their turn."""
 
-REGRESSOR_BYTES, STRIPS_BYTES = 680.0, 1.0e9
-"""Working memory of the regressor in float32: for a pixel of the picture, on the device or, while that is visited, in main memory; and of
-the strips that are worked on, half as much beside a picture on the device. Counted by torch (tests/test_full_model.py)."""
-KEPT_BYTES, VAE_BYTES, UNET_BYTES, FIXED_BYTES = 80.0, 6300.0, 222e3, 0.5e9
+REGRESSOR_BYTES, FUSING_BYTES, STRIP_BYTES = 680.0, 340.0, 3050.0
+"""Working memory of the regressor in float32: for a pixel of the picture, on the device or, while that is visited, in main memory; the same
+while the frames are fused; and for a pixel of the strip that is fused, half as much later. Counted by torch (tests/test_full_model.py)."""
+KEPT_BYTES, VAE_BYTES, UNET_BYTES = 80.0, 6300.0, 222e3
 """In float32 too: of what is kept beside the other parts, a pixel of the picture; of the VAE, a pixel of what it sees at once; of the UNet,
-a latent of a tile; of strips and libraries. Measured (docs/full-model.md)."""
+a latent of a tile. Measured (docs/full-model.md)."""
+FEATURES_BYTES, TOKEN_BYTES = 736.0, 2 * 1280 * 4.0
+"""The same of what the encoder keeps for the decoder where the picture is seen whole, a pixel; and of keys and values in the UNet's widest
+attention to the context, a token of 32x32 pixels, for each tile at once. By their sizes."""
+FIXED_BYTES = 0.5e9
+"""Of libraries, and what they take to compute."""
 
 
 class FullModel:
@@ -60,7 +68,7 @@ class FullModel:
         inputs: encoded (3, 3, H, W), 0..1, RGB, the short, middle and long frame, channels before rows; stops (3,), log2 exposure relative
         to the short frame.   tile_px: side of the VAE's tiles; None: the whole picture up to 2 megapixels.   Returns gain and regressed,
         (1, 3, H, W), 0..1: the refined gain map and the one before refinement; degradation, (1, 1, H, W), 0..1. Raises InputError for
-        another shape, or where memory does not suffice.
+        another shape, values that are not finite, tiles smaller than MIN_TILE_PX, or where memory does not suffice.
         """
         import torch
 
@@ -68,6 +76,12 @@ class FullModel:
         if encoded.ndim != 4 or encoded.shape[:2] != (3, 3) or stops.shape != (3,):
             raise InputError(f"frames of shape {encoded.shape} with exposures of shape {stops.shape}: expected (3, 3, H, W) and (3,)")
         height, width = encoded.shape[2:]
+        if height == 0 or width == 0:
+            raise InputError(f"frames of shape {encoded.shape}: there is no pixel in them")
+        if not all(np.isfinite(values.sum(dtype=np.float64)) for values in (encoded, stops)):
+            raise InputError("frames or stops with values that are not finite: expected 0..1, and exposures in stops")
+        if tile_px is not None:
+            check_tile(tile_px, self.card.name)
         visiting = self._check_memory(height, width, tile_px)
         with (
             self._memory_errors(height, width, tile_px),
@@ -86,37 +100,59 @@ class FullModel:
 
     # ---- memory ----
 
-    def working_bytes(self, height: int, width: int, tile_px: int | None = None, unet_batch: int = 1, *, visiting: bool = False) -> float:
+    def working_bytes(
+        self,
+        height: int,
+        width: int,
+        tile_px: int | None = None,
+        unet_batch: int = 1,
+        *,
+        visiting: bool = False,
+        offload: bool | None = None,
+    ) -> float:
         """About what a picture takes on the device beside the weights that are there already: of the part that takes most.
 
-        visiting: the regressor's pictures wait in main memory (`Sd21.refine`), which takes `waiting_bytes` there.
+        visiting: the regressor's pictures wait in main memory (`Sd21.refine`), which takes `waiting_bytes` there.   offload: parts do, and
+        come in their turn; None: as the system is placed.
         """
-        from gmodiff.model.sd21 import LATENT_PX, UNET_TILE, VAE_TILE_PX, VAE_WHOLE_PX
+        from gmodiff.model.dareg import STRIDE
+        from gmodiff.model.sd21 import LATENT_PX, UNET_TILE
 
         system, pixels = self.system, height * width
-        side = tile_px or (VAE_TILE_PX if pixels > VAE_WHOLE_PX else max(height, width))
+        side = _side(height, width, tile_px)
         seen = min(side, height) * min(side, width)
-        latents = min(pixels / LATENT_PX**2, unet_batch * UNET_TILE**2)
+        whole = pixels / LATENT_PX**2 <= UNET_TILE**2
+        latents = pixels / LATENT_PX**2 if whole else unet_batch * UNET_TILE**2
+        tokens = pixels / STRIDE**2 * (1 if whole else unet_batch)
+        offload = system.offload if offload is None else offload
 
         def coming(*parts: Any) -> float:
             """Weights that are brought in for a part of the work, where they wait in main memory until then."""
-            return sum(p.numel() * p.element_size() for part in parts for p in part.parameters()) if system.offload else 0.0
+            return sum(p.numel() * p.element_size() for part in parts for p in part.parameters()) if offload else 0.0
 
-        kept, size = KEPT_BYTES * pixels, self._size
-        regressor = STRIPS_BYTES if visiting else STRIPS_BYTES / 2 + REGRESSOR_BYTES * pixels
+        kept, size = KEPT_BYTES * pixels, self._relative_size
+        features = FEATURES_BYTES * pixels if side >= max(height, width) else 0.0
         phases = (
-            size * max(regressor, kept) + coming(system.dareg, system.context),
+            max(self.regressor_bytes(height, width, visiting=visiting), size * kept) + coming(system.dareg, system.context),
             size * (kept + VAE_BYTES * seen) + coming(system.gain_encoder, system.gain_decoder),
-            size * (kept + UNET_BYTES * latents) + coming(system.unet),
+            size * (kept + features + UNET_BYTES * latents + TOKEN_BYTES * tokens) + coming(system.unet),
         )
         return max(phases) + FIXED_BYTES
 
+    def regressor_bytes(self, height: int, width: int, *, visiting: bool = False) -> float:
+        """What the regressor takes of that on the device, without its weights."""
+        from gmodiff.model.dareg import fused_px
+
+        strip, pixels = STRIP_BYTES * fused_px(height, width), height * width
+        later = strip / 2 + REGRESSOR_BYTES * pixels
+        return self._relative_size * (strip if visiting else max(strip + FUSING_BYTES * pixels, later))
+
     def waiting_bytes(self, height: int, width: int) -> float:
         """About what the regressor's pictures take in main memory while they visit the device."""
-        return self._size * REGRESSOR_BYTES * height * width + FIXED_BYTES
+        return self._relative_size * REGRESSOR_BYTES * height * width + FIXED_BYTES
 
     @property
-    def _size(self) -> float:
+    def _relative_size(self) -> float:
         """Bytes of a number, in those of float32: 1, or 0.5 in half precision."""
         return next(self.system.parameters()).element_size() / 4
 
@@ -157,23 +193,46 @@ class FullModel:
 
     def _too_little(self, height: int, width: int, tile_px: int | None, free: float | None) -> str:
         """What would fit, in one line."""
-        device, waits = self.system.device, self._can_wait(height, width)
-        needed = self.working_bytes(height, width, tile_px, visiting=waits)
+        device, visiting = self.system.device, self._can_wait(height, width)
+        needed = self.working_bytes(height, width, tile_px, visiting=visiting)
         line = f"not enough memory on {device}: model {self.card.name} takes about {needed / 1e9:.1f} GB for {width}x{height} pixels"
         if free is None:
             return f"{line}; give --tile {MIN_TILE_PX}, or merge smaller copies"
         line += f", and {free / 1e9:.1f} GB are free"
-        tiles = (t for t in (1024, 768, MIN_TILE_PX) if t < (tile_px or max(height, width)))
-        fits = next((t for t in tiles if self.working_bytes(height, width, t, visiting=waits) <= 0.95 * free), None)
+        in_force = _side(height, width, tile_px)
+        tiles = [t for t in (1024, 768, MIN_TILE_PX) if t < in_force]
+        fits = next((t for t in tiles if self.working_bytes(height, width, t, visiting=visiting) <= 0.95 * free), None)
         if fits is not None:
             return f"{line}; --tile {fits} fits"
-        room = (0.95 * free - self.working_bytes(0, 0, MIN_TILE_PX, visiting=waits)) / self._size
-        pixels = (room - VAE_BYTES * MIN_TILE_PX**2) / KEPT_BYTES
-        if not waits:
-            pixels = min(pixels, room / REGRESSOR_BYTES)
+        if device.type == "cuda" and not self.system.offload:
+            more = free + sum(p.numel() * p.element_size() for p in self.system.parameters())
+            for tile in (in_force, *tiles):
+                if self.working_bytes(height, width, tile, visiting=visiting, offload=True) <= 0.95 * more:
+                    return f"{line}; --offload on{f' --tile {tile}' if tile != in_force else ''} fits"
+        if device.type == "cuda" and not visiting and self.working_bytes(height, width, tile_px, visiting=True) <= free:
+            room = self.waiting_bytes(height, width)
+            return f"{line}; with {room / 1e9:.1f} GB free in main memory it would fit: close other programs, or use --model compact"
+        pixels = self._most_pixels(height / max(width, 1), 0.95 * free, visiting)
         if pixels > 1e5:
             return f"{line}; photos of up to about {pixels / 1e6:.1f} megapixels fit with --tile {MIN_TILE_PX}, or use --model compact"
         return f"{line}; close other programs, or use --model compact"
+
+    def _most_pixels(self, shape: float, free: float, visiting: bool) -> float:
+        """Of a picture of this height over its width that fits with the smallest tiles."""
+        least, most = 0.0, 1e10
+        for _ in range(40):
+            pixels = (least + most) / 2
+            width = (pixels / max(shape, 1e-6)) ** 0.5
+            fits = self.working_bytes(int(width * shape), int(width), MIN_TILE_PX, visiting=visiting) <= free
+            least, most = (pixels, most) if fits else (least, pixels)
+        return least
+
+
+def _side(height: int, width: int, tile_px: int | None) -> int:
+    """Of the VAE's tiles: as asked, or as `Sd21.refine` takes it."""
+    from gmodiff.model.sd21 import VAE_TILE_PX, VAE_WHOLE_PX
+
+    return tile_px or (VAE_TILE_PX if height * width > VAE_WHOLE_PX else max(height, width))
 
 
 def free_bytes(device: torch.device) -> float | None:
@@ -184,13 +243,10 @@ def free_bytes(device: torch.device) -> float | None:
         # What torch holds and does not use is free to it, though not to others.
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return float(torch.cuda.mem_get_info(device)[0] + unused)
-    if device.type != "cpu":
-        return None
-    try:
-        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        return 1024.0 * int(lines["MemAvailable"].split()[0])
-    except (OSError, ValueError, KeyError, IndexError):
-        return None
+    if device.type == "cpu":
+        return float(machine.free_bytes())
+    most = getattr(torch.mps, "recommended_max_memory", None) if device.type == "mps" else None
+    return None if most is None else max(float(most() - torch.mps.current_allocated_memory()), 0.0)
 
 
 # ---- loading ----------------------------------------------------------------------------------------------------------------
@@ -240,7 +296,7 @@ def load_full_model(
         raise InputError(f"--offload on: device {place} computes in main memory; give --device cuda, or leave --offload out")
     if dtype is None:
         dtype = torch.float32 if place.type == "cpu" else torch.float16
-    with _loading_memory():
+    with _loading_memory(place, dtype, offload):
         if card_path is None:
             assert weights is not None
             assert backbone is not None
@@ -254,11 +310,11 @@ def load_full_model(
             check_weights(file, card)
             system = read_sd21(file, backbone)
         system.context.stored_statistics = stored_statistics
-        waits = offload == "on"
+        parts_wait = offload == "on"
         if offload == "auto" and place.type == "cuda":
             held = sum(p.numel() for p in system.parameters()) * torch.empty(0, dtype=dtype).element_size()
-            waits = held + ROOM_BYTES > (free_bytes(place) or 0)
-        system.place(place, dtype, offload=waits)
+            parts_wait = held + ROOM_BYTES > (free_bytes(place) or 0)
+        system.place(place, dtype, offload=parts_wait)
     return FullModel(card, system, exact=dtype == torch.float32)
 
 
@@ -294,12 +350,19 @@ def _dtype(precision: str) -> torch.dtype | None:
 
 
 @contextmanager
-def _loading_memory() -> Iterator[None]:
+def _loading_memory(place: torch.device, dtype: torch.dtype, offload: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         said = str(error).lower()
         if isinstance(error, MemoryError) or any(w in said for w in ("out of memory", "can't allocate", "not enough memory")):
+            if place.type in said:  # "CUDA out of memory", "MPS backend out of memory": not main memory
+                advice = "--offload auto keeps parts of them in main memory; or " if offload == "off" and place.type == "cuda" else ""
+                name = str(dtype).removeprefix("torch.")
+                raise InputError(
+                    f"not enough memory on {place} to load model {FULL_MODEL}: its weights take {WEIGHTS * dtype.itemsize / 1e9:.1f} GB in "
+                    f"{name}; {advice}close other programs, or use --model compact"
+                ) from None
             raise InputError(
                 f"not enough memory to load model {FULL_MODEL}: its weights take 4.2 GB in float32, and about twice that while they are "
                 "loaded; close other programs, or use --model compact"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
 
 from gmodiff.tiling import threads
 
@@ -27,30 +26,6 @@ def set_bytes(pixels: int, frames: int, *, raw: bool = False, network: bool = Tr
     per_frame = BYTES_PER_FRAME_PIXEL * (2 if raw else 1)
     per_pixel = BYTES_PER_PIXEL + per_frame * frames + (RAW_BYTES_PER_PIXEL if raw else 0)
     return (NETWORK_BYTES if network else BASE_BYTES) + pixels * per_pixel
-
-
-def free_bytes() -> int:
-    """Memory that can be used without swapping, in bytes: what the system says is available, or a container's limit if less."""
-    found = []
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    except (OSError, ValueError, IndexError):
-        pass
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        try:
-            found.append(int(Path(limit).read_text()) - int(Path(used).read_text()))
-        except (OSError, ValueError):
-            continue  # "max", or no such control group
-    if found:
-        return max(min(found), 0)
-    try:
-        return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 0.6)
-    except (AttributeError, OSError, ValueError):
-        return 4 << 30
 
 
 def shown_bytes(count: int) -> str:

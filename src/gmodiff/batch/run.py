@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO
 
 from gmodiff import __version__
-from gmodiff.batch.capacity import KEPT_FREE, free_bytes, set_bytes, worker_count
+from gmodiff.batch.capacity import KEPT_FREE, set_bytes, worker_count
 from gmodiff.batch.manifest import DONE, FAILED, STARTED, Manifest, Row
 from gmodiff.batch.one_set import Job, Settings
 from gmodiff.batch.plan_file import PlanFile, PlannedSet
@@ -28,6 +28,7 @@ from gmodiff.batch.watcher import Watcher
 from gmodiff.batch.wording import counted, printable
 from gmodiff.batch.workers import Outcome, Stop, run_here
 from gmodiff.errors import InputError, OutputError
+from gmodiff.machine import free_bytes
 from gmodiff.runtime import NO_MODEL
 
 MANIFEST, REPORT = "batch.jsonl", "batch.html"
