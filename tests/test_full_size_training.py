@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize
 from command_line import run
 from gmodiff.errors import FileFormatError, GMODiffError, InputError
 from gmodiff.model.dareg import GAMMA, DaReg
-from gmodiff.model.released import DAREG_FILE, read_dareg, read_released, write_dareg
+from gmodiff.model.released import DAREG_FILE, GMODIFF_FILE, read_dareg, read_released, write_dareg
 from gmodiff.model.sd21 import assemble
 from gmodiff.model.sd21_backbone import open_backbone
 from gmodiff.model.sd21_files import read_facts, read_sd21, save_folded
@@ -244,9 +244,16 @@ def test_a_run_begins_where_an_earlier_one_ended(store, dareg, backbone, earlier
 def test_another_regressor_may_take_the_place_of_the_one_begun_with(backbone, earlier, tmp_path):
     torch.manual_seed(2)
     other = DaReg(SHAPE)
-    write_dareg(other, tmp_path / WEIGHTS, {"steps": {"sd21-mask": 1}})
+    its_own = {k: {"sd21-regressor": 7, "sd21-mask": 3} for k in ("steps", "spent", "data", "hardware")}
+    write_dareg(other, tmp_path / WEIGHTS, its_own | {"recipe": {"seed": 77}})
     begun = begin(small(FULL_ONE_STEP), earlier / WEIGHTS, tmp_path / WEIGHTS, str(backbone))
     assert_same(other, begun.system.dareg)
+    before, old = begun.before, read_facts(earlier / WEIGHTS)
+    for name, values in its_own.items():
+        assert before[name] == values | {"sd21-onestep": old[name]["sd21-onestep"]}
+    assert before["recipe"] == {"seed": 77}
+    assert before["backbone"] == old["backbone"]
+    assert old["steps"] == {"sd21-regressor": 1, "sd21-mask": 1, "sd21-onestep": 20}
 
 
 def test_what_cannot_be_begun_with_is_one_line(store, dareg, backbone, earlier, tmp_path):
@@ -281,6 +288,14 @@ def test_the_command_begins_with_a_run(data, backbone, earlier, tmp_path, capsys
     assert "Traceback" not in said
 
 
+def same(one, two) -> bool:
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, two)
+    if isinstance(one, dict):
+        return one.keys() == two.keys() and all(same(v, two[k]) for k, v in one.items())
+    return one == two
+
+
 def test_stopped_and_gone_on_is_the_same_as_never_stopped(store, dareg, backbone, tmp_path):
     recipe = small(FULL_ONE_STEP)
 
@@ -293,6 +308,13 @@ def test_stopped_and_gone_on_is_the_same_as_never_stopped(store, dareg, backbone
     parts = run("parts")
     assert parts["step"] == whole["step"] == 6
     assert all(torch.equal(v, parts["averaged"][k]) for k, v in whole["averaged"].items())
+    for name in (DAREG_FILE, GMODIFF_FILE):
+        once, twice = (torch.load(tmp_path / out / name, weights_only=True) for out in ("whole", "parts"))
+        assert same(once, twice)
+    counted = [v for k, v in twice["proj"].items() if k.endswith("num_batches_tracked")]
+    assert counted == [6, 6]
+    once, twice = (load_file(tmp_path / out / WEIGHTS) for out in ("whole", "parts"))
+    assert same(once, twice)
     backbone_alone = [k for k in whole["network"] if k.endswith("mid_block.resnets.0.conv1.bias")]
     assert backbone_alone == []  # nothing of the backbone is kept
 

@@ -83,7 +83,7 @@ def _begin_one_step(recipe: Recipe, start: Path | None, regressor: Path | None, 
         dareg, facts = read_dareg(regressor, recipe.full)
         if "steps" in facts and "sd21-mask" not in facts["steps"]:
             raise InputError(f"--regressor {regressor} has no trained mask: gmodiff train sd21-mask makes it")
-        before = before or facts
+        before = _history(facts, before)
     else:
         assert begun is not None
         dareg = DaReg(recipe.full)
@@ -100,6 +100,14 @@ def _begin_one_step(recipe: Recipe, start: Path | None, regressor: Path | None, 
             both = {name: start.with_name(name) for name in (DAREG_FILE, GMODIFF_FILE)}
             stage.rests_on = {"backbone": digest, "start": fingerprint("", both)}
     return stage
+
+
+def _history(regressor: dict[str, Any], start: dict[str, Any]) -> dict[str, Any]:
+    """Facts of a regressor, and what a run of sd21-onestep adds to them; its own regressor's are not taken over."""
+    counted = ("steps", "spent", "data", "hardware")
+    others = {k: v for k, v in start.items() if k not in (*counted, "recipe")}
+    own = {k: {s: v for s, v in start.get(k, {}).items() if s == "sd21-onestep"} for k in counted}
+    return others | regressor | {k: regressor.get(k, {}) | own[k] for k in counted if k in regressor or own[k]}
 
 
 def _begun(start: Path, recipe: Recipe) -> tuple[Released, dict[str, Any]]:
@@ -284,6 +292,7 @@ class FullOneStepStage(Stage):
         learned = {id(p) for p in self.learned()}
         self._kept = {n for n, p in self.named_parameters() if id(p) in learned}
         self._kept |= {n for n, b in self.named_buffers() if n.startswith("system.context.") and b.is_floating_point()}
+        self._batches_before = 0
 
     def learned(self) -> list[nn.Parameter]:
         """See `Stage`."""
@@ -335,6 +344,10 @@ class FullOneStepStage(Stage):
     def write(self, path: Path, facts: dict[str, Any]) -> None:
         """The adapters as `gmodiff convert` keeps them, and the released program's two files beside them."""
         stored = self.stored()
+        made = facts["steps"][self.recipe.stage] - self.before.get("steps", {}).get(self.recipe.stage, 0)
+        for name, values in stored["proj"].items():
+            if name.endswith("num_batches_tracked"):  # what no checkpoint holds: it is the steps, however often the run was stopped
+                values.fill_(self._batches_before + made)
         dareg = {k: v.cpu() for k, v in self.system.dareg.state_dict().items()}
         with replacing(path, force=True) as unfinished:
             save_adapters(released_from(dareg, stored, DAREG_FILE, GMODIFF_FILE), unfinished, facts)
@@ -363,6 +376,7 @@ class FullOneStepStage(Stage):
                 values.copy_(there[key])
         context = self.system.context
         context.load_state_dict(check_whole(released.proj, context.state_dict(), f"--from {released.source} (proj)"))
+        self._batches_before = max(int(v) for k, v in released.proj.items() if k.endswith("num_batches_tracked"))
 
     def facts(self) -> dict[str, Any]:
         """The backbone that the adapters are for, by its content."""
