@@ -95,7 +95,7 @@ class Refinement:
         return added
 
     def answer(self, square: Mapping[str, F32], inputs: Mapping[str, NDArray[Any]], around: tuple[slice, slice]) -> F32:
-        """The model's (1, 3, H, W) network gain for one square; what is tried beside the model (`benchmarks/refiner_ablations.py`) may ask more.
+        """The model's (1, 3, H, W) network gain for one square; `benchmarks/refiner_ablations.py` puts others in its place.
 
         square: what it is given (`model.on_arrays`).   inputs: of the whole tile, of which the square is `around`.
         """
