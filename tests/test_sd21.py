@@ -619,6 +619,7 @@ def test_a_hub_is_asked_only_for_what_is_not_on_disk(backbone, monkeypatch):
             raise EntryNotFoundError("not there")
         return str(path)
 
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda url, timeout: None)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     opened = open_backbone("owner/model")
     assert opened.name == "owner/model"
@@ -650,6 +651,49 @@ def test_a_hub_is_asked_only_for_what_is_not_on_disk(backbone, monkeypatch):
     with pytest.raises(InputError, match="the hub does not give it") as error:
         open_backbone("owner/model")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("error", [ConnectionError("no network"), TimeoutError("no answer")])
+def test_a_hub_out_of_reach_is_asked_once(monkeypatch, error):
+    import huggingface_hub
+
+    asked = []
+
+    def head(url, timeout):
+        asked.append(timeout)
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", head)
+    with pytest.raises(InputError, match=r"--backbone nobody-at/all: no such folder here, .* the hub cannot be reached"):
+        open_backbone("nobody-at/all")
+    assert len(asked) == 1
+    assert asked[0] <= 10
+
+
+def test_a_hub_without_the_model_says_so(monkeypatch):
+    import huggingface_hub
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    def head(url, timeout):
+        raise RepositoryNotFoundError("404", response=SimpleNamespace(headers={}, request=None))
+
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", head)
+    with pytest.raises(InputError, match="the hub has no such model, or none that you may see"):
+        open_backbone("nobody-at/all")
+
+
+def test_a_mistyped_folder_asks_no_hub(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    def ask(*a, **k):
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", ask)
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", ask)
+    (tmp_path / "full").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="--backbone full/nope: no such folder, in full/, which is here"):
+        open_backbone("full/nope")
 
 
 def test_without_diffusers_the_extra_is_named(backbone, weights, monkeypatch):

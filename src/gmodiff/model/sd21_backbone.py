@@ -26,6 +26,8 @@ from gmodiff.model.released import Weights, load_tensors
 CONTEXT_WIDTH = 1024
 """Width of the context that the UNet attends to: Stable Diffusion 2.x's, and the bottleneck of the published regressor."""
 LATENT_CHANNELS = 4
+REACH_SECONDS = 5.0
+"""How long a hub may take to answer at all."""
 
 _WEIGHTS = (
     "diffusion_pytorch_model.safetensors",
@@ -67,7 +69,9 @@ def open_backbone(name: str) -> Backbone:
 
     Raises InputError where it is not there, cannot be fetched, or is another model; FileFormatError for broken files.
     """
-    source = _Folder(Path(name)) if Path(name).exists() or not _HUB_ID.fullmatch(name) else _Hub(name)
+    folder = Path(name)
+    is_folder = folder.exists() or not _HUB_ID.fullmatch(name) or folder.parent.is_dir()  # full/nope, where full/ is here, is mistyped
+    source = _Folder(folder) if is_folder else _Hub(name)
     configs = {part: _config(source, part, file) for part, file in _CONFIGS.items()}
     check_backbone(name, configs["unet"], configs["vae"], configs["scheduler"])
     unet, vae = (_weights(source, part) for part in ("unet", "vae"))
@@ -155,9 +159,8 @@ class _Folder:
         if path.is_file():
             raise InputError(f"--backbone {path}: one file; expected a diffusers folder with unet, vae and scheduler, so convert it to one")
         if not path.is_dir():
-            raise InputError(
-                f"--backbone {path}: no such folder, and no hub id (OWNER/NAME); expected a diffusers folder with unet, vae and scheduler"
-            )
+            why = f"in {path.parent}/, which is here" if _HUB_ID.fullmatch(str(path)) else "and no hub id (OWNER/NAME)"
+            raise InputError(f"--backbone {path}: no such folder, {why}; expected a diffusers folder with unet, vae and scheduler")
 
     def here(self, file: str) -> Path | None:
         path = self._path / file
@@ -173,6 +176,7 @@ class _Hub:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self._reached = False
         model_classes()  # says what to install; the hub's client comes with it
 
     def here(self, file: str) -> Path | None:
@@ -190,19 +194,47 @@ class _Hub:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+        self._reach(file)
         try:
             return Path(hf_hub_download(self.name, file))
         except LocalEntryNotFoundError:  # not in the cache, and no network: before its parent class, which means "no such file"
-            raise InputError(
-                f"--backbone {self.name}: no such folder here, {file} is not in the hub's cache on this disk, and the hub cannot be "
-                "reached; go online once, or give the path of a diffusers folder"
-            ) from None
+            raise self._out_of_reach(file) from None
         except EntryNotFoundError:
             return None
         except Exception as error:
             raise self._refused(error) from None
 
+    def _reach(self, file: str) -> None:
+        """Ask the hub once, without retries: a download tries for half a minute where there is no network, and warns of each time."""
+        from huggingface_hub import get_hf_file_metadata, hf_hub_url
+        from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+
+        if self._reached:
+            return
+        try:
+            get_hf_file_metadata(hf_hub_url(self.name, file), timeout=REACH_SECONDS)
+        except EntryNotFoundError:
+            pass  # the model is there, and what it lacks is somebody else's to say
+        except (HfHubHTTPError, ValueError) as error:
+            raise self._refused(error) from None
+        except Exception:  # of whichever client the hub's library stands on, or offline by choice
+            raise self._out_of_reach(file) from None
+        self._reached = True
+
+    def _out_of_reach(self, file: str) -> InputError:
+        return InputError(
+            f"--backbone {self.name}: no such folder here, {file} is not in the hub's cache on this disk, and the hub cannot be "
+            "reached; go online once, or give the path of a diffusers folder"
+        )
+
     def _refused(self, error: Exception) -> InputError:
+        from huggingface_hub.errors import RepositoryNotFoundError
+
+        if isinstance(error, RepositoryNotFoundError):
+            return InputError(
+                f"--backbone {self.name}: no such folder here, and the hub has no such model, or none that you may see; check the name, "
+                "log in to the hub, or give the path of a diffusers folder"
+            )
         said = " ".join(str(error).split())[:160] or type(error).__name__
         return InputError(f"--backbone {self.name}: the hub does not give it ({said}); give the path of a diffusers folder")
 
