@@ -523,7 +523,7 @@ def test_files_that_are_no_conversion_are_refused(backbone, weights, tmp_path):
     kept["more"] = kept.pop("unet.conv_in.bias")
     save_file(kept, path, header)
     put(path.read_bytes())
-    with pytest.raises(FileFormatError, match=r"missing unet\.conv_in\.bias; unexpected more"):
+    with pytest.raises(FileFormatError, match=r"of another model or version; .*\(1 missing: unet\.conv_in\.bias; 1 unexpected: more\)"):
         load_model(str(card))
 
 

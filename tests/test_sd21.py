@@ -144,13 +144,13 @@ def test_configurations_of_another_kind_are_one_line(configs):
 @pytest.mark.parametrize(
     ("header", "said"),
     [
-        ({"modules": "{}"}, "missing unet_lora_decoder_modules"),
+        ({"modules": "{}"}, "missing: unet_lora_decoder_modules"),
         ({"modules": "[]"}, "its header is broken"),
-        ({"ranks": "{}"}, "missing rank_unet, rank_vae, rank_vae_c"),
+        ({"ranks": "{}"}, "3 missing: rank_unet, rank_vae, rank_vae_c"),
         ({"ranks": '{"unet": 4, "vae": 0, "vae_c": "4"}'}, "expected whole numbers above 0"),
         ({"ranks": "3"}, "its header is broken"),
         ({"facts": "[]"}, "its header is broken"),
-        ({}, r"mid_block.resnets.0.conv1.lora_A.default_others.weight there twice, not a tensor, or not finite"),
+        ({}, r"weights that are not finite: mid_block.resnets.0.conv1.lora_A.default_others.weight"),
     ],
 )
 def test_a_broken_file_of_adapters_is_one_line(weights, tmp_path, header, said):
@@ -434,9 +434,41 @@ def test_a_pickle_with_code_is_refused_and_not_run(copy, name, capsys):
 def test_half_downloaded_files_are_refused(copy, cut):
     path = copy / "gmodiff.pkl"
     path.write_bytes(path.read_bytes()[:cut])
-    with pytest.raises(FileFormatError, match="download it again") as error:
+    with pytest.raises(FileFormatError, match=r"gmodiff\.pkl: (half downloaded|empty); download it again$"):
         read_released(copy)
-    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"<!DOCTYPE html><html><body>Log in</body></html>", "a web page, not the file"),
+        (b"\xef\xbb\xbf\n <html>", "a web page, not the file"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n", "a pointer of git-lfs, not the file"),
+        (b'{"error": "no access"}', "a text, not the file"),
+    ],
+)
+def test_what_came_in_place_of_a_file_is_named(copy, backbone, tmp_path, content, said):
+    (copy / "gmodiff.pkl").write_bytes(content)
+    with pytest.raises(FileFormatError, match=rf"gmodiff\.pkl: {said}.*download it again$"):
+        read_released(copy)
+    folder = Path(shutil.copytree(backbone, tmp_path / "b"))
+    (folder / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(content)
+    with pytest.raises(FileFormatError, match=rf"safetensors: {said}.*download it again$"):
+        open_backbone(str(folder))
+
+
+def test_exchanged_files_are_named(copy):
+    one, other = copy / "dareg_mask.pth", copy / "gmodiff.pkl"
+    dareg, stored = one.read_bytes(), other.read_bytes()
+    one.write_bytes(stored)
+    with pytest.raises(FileFormatError, match=r"dareg_mask\.pth: holds what belongs into gmodiff\.pkl"):
+        read_released(copy)
+    other.write_bytes(dareg)
+    with pytest.raises(FileFormatError, match=r"dareg_mask\.pth and gmodiff\.pkl are exchanged; give each the other's name"):
+        read_released(copy)
+    one.write_bytes(dareg)
+    with pytest.raises(FileFormatError, match=r"gmodiff\.pkl: holds a regressor"):
+        read_released(copy)
 
 
 def test_missing_files_and_folders_are_named(copy, tmp_path):
@@ -459,19 +491,22 @@ UNET_KEY = "mid_block.resnets.0.conv1.lora_A.default_others.weight"
 @pytest.mark.parametrize(
     ("edit", "said"),
     [
-        (lambda s: s["state_dict_unet"].pop(UNET_KEY), f"missing {UNET_KEY}"),
-        (lambda s: s["state_dict_vae"].update(surprise=torch.zeros(1)), "unexpected surprise"),
-        (lambda s: s["state_dict_vae_c"].update({"encoder.more": torch.zeros(1)}), r"unexpected encoder\.more"),
+        (lambda s: s["state_dict_unet"].pop(UNET_KEY), f"of another model or version; .*1 missing: {UNET_KEY}"),
+        (lambda s: s["state_dict_vae"].update(surprise=torch.zeros(1)), "1 unexpected: surprise"),
+        (lambda s: s["state_dict_vae_c"].update({"encoder.more": torch.zeros(1)}), r"1 unexpected: encoder\.more"),
         (lambda s: s["state_dict_unet"].update({UNET_KEY: torch.zeros(2, 16, 3, 3)}), r"\[2, 16, 3, 3\] instead of \[4, 16, 3, 3\]"),
-        (lambda s: s["proj"].pop("mlp.2.bias"), r"missing mlp\.2\.bias"),
-        (lambda s: s.pop("rank_vae"), "missing rank_vae"),
+        (lambda s: s["proj"].pop("mlp.2.bias"), r"1 missing: mlp\.2\.bias"),
+        (lambda s: s.pop("rank_vae"), "not the released GMODiff checkpoint.*1 missing: rank_vae"),
         (lambda s: s.update(rank_vae="4"), "expected whole numbers"),
         (lambda s: s.update(unet_lora_others_modules="conv_in"), "no list of module names"),
-        (lambda s: s["unet_lora_others_modules"].append("mid_block.nothing"), r"adapters on mid_block\.nothing, which are not in"),
-        (lambda s: s["unet_lora_others_modules"].append("up_blocks.0.resnets.0.conv1"), "missing up_blocks"),
-        (lambda s: s["state_dict_unet"].update({UNET_KEY: torch.full((4, 16, 3, 3), float("nan"))}), "not finite"),
-        (lambda s: s["state_dict_unet"].update({UNET_KEY: 3}), "not a tensor"),
-        (lambda s: s["state_dict_unet"].update({f"module.{UNET_KEY}": torch.zeros(1)}), "there twice"),
+        (
+            lambda s: s["unet_lora_others_modules"].append("mid_block.nothing"),
+            r"made for another backbone; .*1 adapters on .*: mid_block\.nothing",
+        ),
+        (lambda s: s["unet_lora_others_modules"].append("up_blocks.0.resnets.0.conv1"), "2 missing: up_blocks"),
+        (lambda s: s["state_dict_unet"].update({UNET_KEY: torch.full((4, 16, 3, 3), float("nan"))}), f"that are not finite: {UNET_KEY};"),
+        (lambda s: s["state_dict_unet"].update({UNET_KEY: 3}), f"that are not a tensor: {UNET_KEY};"),
+        (lambda s: s["state_dict_unet"].update({f"module.{UNET_KEY}": torch.zeros(1)}), f"that are there twice: {UNET_KEY};"),
         (lambda s: s.update(state_dict_vae=[1]), "where weights by name are expected"),
     ],
 )
@@ -484,7 +519,7 @@ def test_every_key_is_accounted_for(copy, backbone, edit, said):
 
 def test_many_differences_are_counted(copy, backbone):
     change(copy, lambda s: s.update(state_dict_unet={}))
-    with pytest.raises(FileFormatError, match=r"missing conv_in.*and \d+ more"):
+    with pytest.raises(FileFormatError, match=r"another model or version; .*\(\d+ missing: conv_in[^,]*,[^,]*,[^,]* and \d+ more\)$"):
         assemble(open_backbone(str(backbone)), read_released(copy))
 
 
@@ -503,7 +538,7 @@ def test_prefixes_and_repeats_are_harmless(copy, backbone, system):
 
 def test_a_regressor_of_another_size_is_refused(copy, backbone):
     torch.save({"state_dict": DaReg(DaRegShape(widths=(8, 8, 12, 16, 40), decoder=(1,) * 4)).state_dict()}, copy / "dareg_mask.pth")
-    with pytest.raises(FileFormatError, match=r"dareg_mask\.pth: .*of another shape.*weights of another model or size"):
+    with pytest.raises(FileFormatError, match=r"dareg_mask\.pth: weights of another size or backbone; .*of another shape"):
         assemble(open_backbone(str(backbone)), read_released(copy))
     torch.save({"model": {}}, copy / "dareg_mask.pth")
     with pytest.raises(FileFormatError, match="no state_dict in it, but model"):
@@ -554,7 +589,7 @@ def test_broken_backbones_are_named(backbone, tmp_path):
     whole = file.read_bytes()
     for content in (whole[: len(whole) // 2], b"version 1\noid sha256:0\nsize 5\n", b""):
         file.write_bytes(content)
-        with pytest.raises(FileFormatError, match=r"unet/diffusion_pytorch_model\.safetensors: not whole"):
+        with pytest.raises(FileFormatError, match=r"unet/diffusion_pytorch_model\.safetensors: [\w ,-]+; download it again$"):
             open_backbone(str(folder))
     file.unlink()
     with pytest.raises(InputError, match="no weights in unet"):
@@ -583,7 +618,7 @@ def test_a_backbone_that_lacks_a_weight_is_refused(backbone, weights, tmp_path):
     kept = load_file(path)
     del kept["encoder.conv_in.bias"]
     save_file(kept, path)
-    with pytest.raises(FileFormatError, match=r"vae: missing encoder\.conv_in\.bias"):
+    with pytest.raises(FileFormatError, match=r"vae: .*1 missing: encoder\.conv_in\.bias"):
         assemble(open_backbone(str(folder)), read_released(weights))
 
 

@@ -44,8 +44,8 @@ ADAPTERS: Mapping[str, Mapping[str, str]] = {
 UNUSED = "decoder.skip_conv_"
 """The second VAE was saved with skip convolutions that its encoder never runs: keys that begin so may be there, and are left out."""
 
-_LISTED = 10
-"""Keys named in one message; the others are counted."""
+_LISTED = 3
+"""Keys named of each kind in one message; the others are counted."""
 
 Weights = Mapping[str, Tensor]
 
@@ -83,9 +83,16 @@ def read_released(folder: Path, option: str = "--weights") -> Released:
     if missing:
         raise InputError(f"{option} {folder}: {' and '.join(missing)} not there; put both released files into one folder")
     dareg = _unpickled(paths[0])
+    if "state_dict_unet" in dareg:
+        if "state_dict" in _unpickled(paths[1]):
+            raise FileFormatError(f"{option} {folder}: {DAREG_FILE} and {GMODIFF_FILE} are exchanged; give each the other's name")
+        raise FileFormatError(f"{paths[0]}: holds what belongs into {GMODIFF_FILE}; put the released regressor in its place")
     if not isinstance(dareg.get("state_dict"), dict):
         raise FileFormatError(f"{paths[0]}: no state_dict in it, but {_named(dareg)}; expected the released regressor with its mask head")
-    return released_from(dareg["state_dict"], _unpickled(paths[1]), str(paths[0]), str(paths[1]))
+    stored = _unpickled(paths[1])
+    if isinstance(stored.get("state_dict"), dict) and "state_dict_unet" not in stored:
+        raise FileFormatError(f"{paths[1]}: holds a regressor, as {DAREG_FILE} does; put the released checkpoint in its place")
+    return released_from(dareg["state_dict"], stored, str(paths[0]), str(paths[1]))
 
 
 DAREG_FORMAT = "gmodiff-dareg-1"
@@ -120,7 +127,10 @@ def released_from(dareg: Mapping[str, Any], stored: Mapping[str, Any], dareg_sou
     wanted = {*lists, *(f"rank_{p}" for p in ADAPTERS), *(f"state_dict_{p}" for p in ADAPTERS), "proj"}
     missing, unexpected = sorted(wanted - set(stored)), sorted(set(map(str, stored)) - wanted)
     if missing or unexpected:
-        raise FileFormatError(f"{source}: {_differences(missing, unexpected, [])}; expected the released GMODiff checkpoint")
+        raise FileFormatError(
+            f"{source}: not the released GMODiff checkpoint, or another version of it; get it from its authors "
+            f"({_differences(missing, unexpected, [])})"
+        )
     ranks = {part: stored[f"rank_{part}"] for part in ADAPTERS}
     if not all(type(r) is int and r > 0 for r in ranks.values()):
         raise FileFormatError(f"{source}: LoRA ranks {ranks}, expected whole numbers above 0")
@@ -150,7 +160,8 @@ def account(expected: Mapping[str, Collection[int]], found: Weights, source: str
         if k in expected and tuple(v.shape) != tuple(expected[k])
     ]
     if missing or unexpected or shapes:
-        raise FileFormatError(f"{source}: {_differences(missing, unexpected, shapes)}; weights of another model or size")
+        what = "weights of another size or backbone" if shapes else "weights of another model or version"
+        raise FileFormatError(f"{source}: {what}; give files that belong together ({_differences(missing, unexpected, shapes)})")
 
 
 def check_whole(weights: Weights, expected: Weights, source: str) -> dict[str, Tensor]:
@@ -180,7 +191,9 @@ def folded_part(
     listed = {m for modules in adapters.values() for m in modules}
     foreign = sorted(m for m in listed if f"{m}.weight" not in shapes)
     if foreign:
-        raise FileFormatError(f"{source}: adapters on {_few(foreign)}, which are not in this backbone; give the one they were made for")
+        raise FileFormatError(
+            f"{source}: made for another backbone; give that one ({len(foreign)} adapters on modules that this one lacks: {_few(foreign)})"
+        )
 
     def key_of(parameter: str) -> str:
         """Where a parameter of its own is stored: peft moves what it adapts one level down."""
@@ -218,18 +231,37 @@ def load_tensors(path: Path) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what torch says of unusual files ends in an error below, or is of no consequence
             return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        first = str(error).splitlines()[0]
-        if "eights only load failed" in first or "nsupported" in first:
-            raise FileFormatError(
-                f"{path}: refused, it holds more than weights, and reading that would run code; download it again from its authors"
-            ) from None
-        raise FileFormatError(f"{path}: no torch file, or cut short ({first[:120]}); download it again") from None
+    except (PermissionError, FileNotFoundError, IsADirectoryError) as error:
+        raise FileFormatError(f"{path}: cannot be read ({error.strerror})") from None
     except MemoryError:
         raise
     except Exception as error:  # bytes that are no pickle can end in any error there is
-        reason = (getattr(error, "strerror", None) or str(error) or "it is empty").splitlines()[0][:120]
-        raise FileFormatError(f"{path}: cannot be read as a torch file, perhaps half downloaded ({reason}); download it again") from None
+        what = what_is_there(path)
+        if what is None and isinstance(error, pickle.UnpicklingError) and "eights only load failed" in str(error):
+            raise FileFormatError(
+                f"{path}: refused, it holds more than weights, and reading that would run code; download it again from its authors"
+            ) from None
+        raise FileFormatError(f"{path}: {what or 'half downloaded'}; download it again") from None
+
+
+def what_is_there(path: Path) -> str | None:
+    """What a file that cannot be read is, in place of weights; None: perhaps a part of them."""
+    with path.open("rb") as file:
+        first = file.read(256)
+    if not first:
+        return "empty"
+    if first.removeprefix(b"\xef\xbb\xbf").lstrip()[:2].lower() in (b"<!", b"<h", b"<?"):
+        return "a web page, not the file (perhaps a page that asks to log in, or says what went wrong)"
+    if first.startswith(b"version https://git-lfs"):
+        return "a pointer of git-lfs, not the file (git lfs pull fetches it)"
+    if first.lstrip()[:1] == b"{" or not any(byte > 126 or byte < 9 for byte in first):
+        return None if _may_be_a_pickle(first) else "a text, not the file"
+    return None
+
+
+def _may_be_a_pickle(first: bytes) -> bool:
+    """Whether text begins as the oldest pickles do, which are text."""
+    return first[:1] in b"(c]}IlFSV"
 
 
 def _unpickled(path: Path) -> dict[str, Any]:
@@ -244,17 +276,23 @@ def _tensors(stored: Any, source: str) -> dict[str, Tensor]:
     if not isinstance(stored, dict):
         raise FileFormatError(f"{source}: holds one {type(stored).__name__} where weights by name are expected")
     plain: dict[str, Tensor] = {}
-    wrong: list[str] = []
+    twice, no_tensor, not_finite = [], [], []
     for key, value in stored.items():
         name = str(key)
         while name.startswith("module."):
             name = name.removeprefix("module.")
-        if not isinstance(value, Tensor) or name in plain or not _finite(value):
-            wrong.append(str(key))
+        if name in plain:
+            twice.append(name)
+        elif not isinstance(value, Tensor):
+            no_tensor.append(name)
+        elif not _finite(value):
+            not_finite.append(name)
         else:
             plain[name] = value
+    kinds = [("there twice", twice), ("not a tensor", no_tensor), ("not finite", not_finite)]
+    wrong = "; ".join(f"{what}: {_few(names)}" for what, names in kinds if names)
     if wrong:
-        raise FileFormatError(f"{source}: {_few(wrong)} there twice, not a tensor, or not finite; download it again")
+        raise FileFormatError(f"{source}: weights that are {wrong}; download it again")
     return plain
 
 
@@ -264,7 +302,7 @@ def _finite(value: Tensor) -> bool:
 
 def _differences(missing: Collection[str], unexpected: Collection[str], shapes: Collection[str]) -> str:
     kinds: list[tuple[str, Collection[str]]] = [("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)]
-    return "; ".join(f"{what} {_few(names)}" for what, names in kinds if names)
+    return "; ".join(f"{len(names)} {what}: {_few(names)}" for what, names in kinds if names)
 
 
 def _few(names: Collection[str]) -> str:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from gmodiff.errors import FileFormatError, InputError, MissingDependencyError
 from gmodiff.model.diffusion import STEPS
-from gmodiff.model.released import Weights, load_tensors
+from gmodiff.model.released import Weights, load_tensors, what_is_there
 
 CONTEXT_WIDTH = 1024
 """Width of the context that the UNet attends to: Stable Diffusion 2.x's, and the bottleneck of the published regressor."""
@@ -275,10 +275,10 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
     try:
         return load_file(path)
-    except (OSError, SafetensorError, ValueError) as error:
-        raise FileFormatError(
-            f"{path}: not whole ({str(error).splitlines()[0][:120]}), perhaps half downloaded or a pointer in its place; download it again"
-        ) from None
+    except (PermissionError, FileNotFoundError, IsADirectoryError) as error:
+        raise FileFormatError(f"{path}: cannot be read ({error.strerror})") from None
+    except (OSError, SafetensorError, ValueError):
+        raise FileFormatError(f"{path}: {what_is_there(path) or 'half downloaded'}; download it again") from None
 
 
 def _renamed(vae: Weights) -> dict[str, Tensor]:

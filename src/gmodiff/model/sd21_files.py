@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gmodiff.errors import FileFormatError, InputError
 from gmodiff.model.dareg import DaRegShape
-from gmodiff.model.released import Released, Weights, released_from
+from gmodiff.model.released import Released, Weights, released_from, what_is_there
 from gmodiff.model.sd21 import Sd21, assemble, from_folded
 from gmodiff.model.sd21_backbone import open_backbone, read_safetensors
 from gmodiff.model.weights import readable_by_all
@@ -120,5 +120,7 @@ def _header(path: Path) -> dict[str, str]:
     try:
         with safe_open(path, "pt") as stored:
             return dict(stored.metadata() or {})
-    except (OSError, SafetensorError, ValueError) as error:
-        raise FileFormatError(f"{path}: not whole ({str(error).splitlines()[0][:120]}); copy or convert it again") from None
+    except (PermissionError, FileNotFoundError, IsADirectoryError) as error:
+        raise FileFormatError(f"{path}: cannot be read ({error.strerror})") from None
+    except (OSError, SafetensorError, ValueError):
+        raise FileFormatError(f"{path}: {what_is_there(path) or 'not whole'}; copy or convert it again") from None
