@@ -1,9 +1,11 @@
 """The full-size model in the pipeline: which frames it gets, what becomes of its gain map, and the commands around it."""
 
 import importlib.util
+import itertools
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -422,10 +424,27 @@ def test_options_that_do_not_go_together(name, options, said):
         load_model(name, **options)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
-def test_a_device_that_is_not_there(backbone, weights):
-    with pytest.raises(InputError, match="device 'cuda': torch cannot use it"):
-        load_model("sd21", backbone=str(backbone), weights=str(weights), device="cuda")
+@pytest.mark.parametrize(
+    ("device", "build", "said"),
+    [
+        ("cuda", None, r"device 'cuda': this torch has no CUDA \(.*\): install a CUDA build, or leave --device out$"),
+        ("CUDA:1", "12.8", "device 'CUDA:1': no NVIDIA GPU here, or none that torch .* can use: leave --device out$"),
+        ("mps", None, "device 'mps': no Apple GPU here: leave --device out$"),
+    ],
+)
+def test_a_device_that_is_not_there(monkeypatch, device, build, said):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", build)
+    with pytest.raises(InputError, match=said):
+        load_model("sd21", backbone="x", weights="y", device=device)
+
+
+def test_offload_without_a_gpu_does_not_send_for_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(InputError, match=r"--offload on: device cpu computes in main memory; leave --offload out$"):
+        load_model("sd21", backbone="x", weights="y", offload="on")
 
 
 @pytest.mark.parametrize(
@@ -562,6 +581,16 @@ def test_merge_with_the_full_size_model(jpegs, backbone, weights, tmp_path, caps
     released, folded, none = (gmodiff.read(tmp_path / f"{name}.exr").radiance for name in ("a", "b", "none"))
     assert np.array_equal(released, folded)
     assert not np.array_equal(released, none)
+
+
+def test_merge_says_that_it_loads_and_estimates(jpegs, backbone, weights, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("gmodiff.cli.time", SimpleNamespace(monotonic=itertools.count(0.0, 1.0).__next__))  # every stage takes a second
+    full = ["--model", "sd21", "--backbone", str(backbone), "--weights", str(weights), "--device", "cpu"]
+    code, _, err = run(["merge", *jpegs, *full, "-o", str(tmp_path / "a.exr")], capsys)
+    assert code == 0
+    stages = [line.split(":")[0] for line in err.splitlines()]
+    assert stages[:2] == ["loading", "reading"]
+    assert "estimating" in stages
 
 
 @pytest.mark.parametrize(

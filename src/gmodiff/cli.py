@@ -206,20 +206,21 @@ def merge(
         idle = [option for option, set_ in given.items() if set_]
         if idle:
             raise InputError(f"{', '.join(idle)}: of the network, and --model is none: leave this out, or leave --model out")
-    network, estimates = load_network(
-        model,
-        runtime=runtime,
-        device=device,
-        exact=exact,
-        backbone=backbone,
-        weights=weights,
-        precision=precision,
-        offload=offload,
-        estimate_size=estimate_size,
-        tile=tile,
-        refine=refine,
-    )
     with _Reporter(quiet or as_json) as report:
+        report("load", 0.0)
+        network, estimates = load_network(
+            model,
+            runtime=runtime,
+            device=device,
+            exact=exact,
+            backbone=backbone,
+            weights=weights,
+            precision=precision,
+            offload=offload,
+            estimate_size=estimate_size,
+            tile=tile,
+            refine=refine,
+        )
         bracket = read_bracket(
             photos,
             exposures=exposures,
@@ -383,6 +384,7 @@ def completion(shell: str) -> None:
 
 
 _STAGE_WORDS = {
+    "load": "Loading",
     "read": "Reading",
     "calibrate": "Measuring the camera",
     "align": "Aligning",
@@ -415,10 +417,10 @@ class _Reporter:
             self._task = self._bar.add_task("", total=1.0)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: object, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
-        else:
+        elif error is None:  # what went wrong is said alone
             self._end_stage()
 
     def __call__(self, stage: str, fraction: float) -> None:

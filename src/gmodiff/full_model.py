@@ -293,7 +293,8 @@ def load_full_model(
         raise MissingDependencyError(f'the full-size model needs {error.name or "torch"}: pip install "gmodiff[sd21]"') from None
     place, dtype = _device(device), _dtype(precision)
     if offload == "on" and place.type != "cuda":
-        raise InputError(f"--offload on: device {place} computes in main memory; give --device cuda, or leave --offload out")
+        advice = "give --device cuda, or leave --offload out" if torch.cuda.is_available() else "leave --offload out"
+        raise InputError(f"--offload on: device {place} computes in main memory; {advice}")
     if dtype is None:
         dtype = torch.float32 if place.type == "cpu" else torch.float16
     with _loading_memory(place, dtype, offload):
@@ -331,15 +332,24 @@ def released_card(hashes: dict[str, str], backbone: str | None) -> Card:
 def _device(name: str) -> torch.device:
     import torch
 
-    gpu = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    gpu = "cuda" if cuda else "mps" if mps else "cpu"
+    kind = name.lower().split(":")[0]
+    if kind == "mps" and not mps:
+        raise InputError(f"device {name!r}: no Apple GPU here: leave --device out")
+    if kind == "cuda" and not cuda and torch.version.cuda is None:
+        raise InputError(f"device {name!r}: this torch has no CUDA ({torch.__version__}): install a CUDA build, or leave --device out")
+    if kind == "cuda" and not cuda:
+        raise InputError(f"device {name!r}: no NVIDIA GPU here, or none that torch {torch.__version__} can use: leave --device out")
     try:
         device = torch.device(gpu if name == "auto" else name.lower())
         if device.type not in ("cpu", "cuda", "mps"):
             raise RuntimeError("not tried")
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = (str(error).splitlines() or ["it is not there"])[0]
-        raise InputError(f"device {name!r}: torch cannot use it ({reason[:120]}); expected cpu, cuda, cuda:1 or mps") from None
+        reason = (str(error).splitlines() or ["it is not there"])[0].partition(": ")[0] if kind in ("cuda", "mps") else "not tried"
+        there = f"; there are {torch.cuda.device_count()} GPUs, cuda:0 the first" if kind == "cuda" else ""
+        raise InputError(f"device {name!r}: torch cannot use it ({reason}){there}; expected cpu, cuda, cuda:1 or mps") from None
     return device
 
 
