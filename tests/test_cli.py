@@ -83,11 +83,30 @@ def test_the_network_runs_where_it_is_asked_for(jpegs, tmp_path, capsys):
 def test_a_model_without_a_refiner_is_one_line(jpegs, tmp_path, capsys):
     for suffix in (".json", ".onnx", ".safetensors"):
         shutil.copy(Path(gmodiff.__file__).parent / "weights" / f"compact{suffix}", tmp_path)
-    words = ["merge", *jpegs, "-o", str(tmp_path / "a.jpg"), "--model", str(tmp_path / "compact.json"), "--refine", "0.5"]
-    code, _, errors = run(words, capsys)
+    asked = ["--model", str(tmp_path / "compact.json"), "--refine", "0.5"]
+    folder = str(Path(jpegs[0]).parent)
+    for words in (["merge", *jpegs, "-o", str(tmp_path / "a.jpg")], ["batch", folder, "--frames", "3", "-o", str(tmp_path / "out"), "-q"]):
+        code, _, errors = run([*words, *asked], capsys)
+        assert code == 2
+        assert "model compact has no refiner (compact-refiner.json would lie beside its card)" in errors
+        assert errors.count("\n") == 1
+    code, _, errors = run([*words, "--model", "none", "--refine", "1"], capsys)  # a batch
     assert code == 2
-    assert "model compact has no refiner (compact-refiner.json would lie beside its card)" in errors
-    assert errors.count("\n") == 1
+    assert errors == "gmodiff: --refine: of the network, and --model is none: leave this out, or leave --model out\n"
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_refined_merge_says_so(jpegs, tmp_path, capsys):
+    words = ["merge", *jpegs, "-o", str(tmp_path / "a.jpg"), "--model", "compact"]
+    assert "network compact refined 0.5" in run([*words, "--refine", "0.5"], capsys)[1]
+    assert "refined" not in run([*words, "--force"], capsys)[1].split("network compact")[1]
+
+
+def test_a_threshold_is_of_a_refiner(tmp_path, capsys):
+    weights = Path(gmodiff.__file__).parent / "weights" / "compact.safetensors"
+    code, _, errors = run(["train", "export", "--from", str(weights), "--threshold", "0.3", "-o", str(tmp_path / "y.json")], capsys)
+    assert code == 2
+    assert "--threshold 0.3 is a refiner's: give the card of its regressor with --guide" in errors
 
 
 @pytest.mark.parametrize(

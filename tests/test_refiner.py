@@ -1,5 +1,6 @@
 """The refiner: latents, diffusion's arithmetic, what its parts see, and that its three stages learn."""
 
+import json
 import math
 import shutil
 from dataclasses import replace
@@ -175,7 +176,7 @@ def test_weights_come_back_whole_and_foreign_ones_are_refused(refiner, tmp_path)
     assert facts == {"steps": {"prior": 3}}
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in refiner.state_dict().items())
     write_weights(Regressor(), tmp_path / "other.safetensors", {})
-    with pytest.raises(FileFormatError, match="expected 'gmodiff-refiner-1'"):
+    with pytest.raises(FileFormatError, match=r"weights of a regressor \(.*\), expected weights of a refiner"):
         read_refiner(tmp_path / "other.safetensors")
 
 
@@ -330,9 +331,17 @@ def test_stages_refuse_what_they_cannot_begin_with(stages, guide, small_store, t
         ("onestep", stages["autoencoder"], guide, "trained on a prior: give"),
         ("onestep", stages["prior"], None, "guided by a regressor: give"),
         ("onestep", of_light, guide, "a prior of radiance, a baseline: give"),
+        ("prior", of_light, guide, "a prior of light latents, not of gain"),
     ):
         with pytest.raises(InputError, match=said):
             begin(recipe(stage), start, regressor)
+    # What rests on a part that is trained again has to be made again.
+    again = loop.train(recipe("autoencoder", steps=1), small_store, tmp_path / "a", start=stages["onestep"], workers=0, say=lambda _: None)
+    assert set(read_refiner(again)[1]["steps"]) == {"autoencoder"}
+    with pytest.raises(InputError, match="trained on a prior: give"):
+        begin(recipe("onestep"), again, guide)
+    later = begin(recipe("prior"), stages["onestep"], guide)
+    assert set(later.before["steps"]) == {"autoencoder", "prior"}
     write_weights(Regressor(TINY), tmp_path / "unfinished.safetensors", {"steps": {"regressor": 5}})
     with pytest.raises(InputError, match="has no trained mask"):
         begin(recipe("prior"), stages["autoencoder"], tmp_path / "unfinished.safetensors")
@@ -382,6 +391,13 @@ def test_what_is_not_finished_or_not_its_own_does_not_ship(stages, shipped, tmp_
     with pytest.raises(InputError, match="not trained beside"):
         ship_refiner(stages["onestep"], tmp_path / "r.json", load_card("compact"), 0.5)
     assert not (tmp_path / "r.json").exists()
+    ship_refiner(stages["onestep"], tmp_path / "r.json", card, 0.5)
+    stored = json.loads((tmp_path / "r.json").read_text())
+    (tmp_path / "r.json").write_text(json.dumps({k: v for k, v in stored.items() if k != "answer"}))
+    with pytest.raises(FileFormatError, match="a refiner of an older version"):
+        Card.read(tmp_path / "r.json")
+    with pytest.raises(InputError, match=r"model compact-refiner is a refiner, .* give --model compact$"):
+        load_refiner("compact-refiner")
     with pytest.raises(InputError, match=r"model small has no refiner \(small-refiner\.json"):
         load_refiner(str(shipped))
 

@@ -264,6 +264,8 @@ def _print_result(result: dict[str, Any], bracket: Bracket, verbose: bool) -> No
         agreement = f", photos agree to {max(known):.2f} stops" if max(known) < 0.25 else f", photos disagree by {max(known):.2f} stops"
     refined = " refined by the pixels" if result["exposure_source"] == "exif" else ""
     network = "" if result["model"] is None else f", network {result['model']['name']}"
+    if result["model"] is not None and result["model"]["refine"]:
+        network += f" refined {result['model']['refine']:g}"
     click.echo(f"exposures {exposures} ({result['exposure_source']}{refined}), response {result['response']}{agreement}{network}")
     click.echo(
         f"{where['measured_percent']:.1f} % measured in {result['reference']}, {where['aligned_percent']:.1f} % in the other photos, "

@@ -80,7 +80,7 @@ class Card:
             if card.kind == "refiner" and not (0 <= stored["threshold"] < 1 and isinstance(stored["guide"], str)):
                 raise ValueError("threshold out of range, or no guide")
             if card.kind == "refiner" and stored.get("answer") != "change":
-                raise ValueError("its refiner was trained by an older version, for another answer; train it again")
+                raise FileFormatError(f"{path}: a refiner of an older version, which answered otherwise: train it again")
             whole = (card.max_frames, card.stride, card.halo_px)
             if not (isinstance(card.sha256, dict) and all(type(n) is int and n > 0 for n in whole) and card.max_frames > 2):
                 raise ValueError("max_frames, stride or halo_px out of range")
@@ -185,11 +185,19 @@ def load_refiner(name: str = DEFAULT_MODEL, *, runtime: str = "auto", device: st
     """The refiner of a model: the card called NAME-refiner.json beside the model's own; always in float32, since what is taken from it is
     a small difference of large values. Raises InputError where there is none; the rest as `load_model`.
     """
+    refiner_card(name)
+    return load_model(str(_refiner_path(name)), runtime=runtime, device=device, exact=True)
+
+
+def refiner_card(name: str) -> Card:
+    """The card of a model's refiner, without loading it. Raises InputError where there is none, FileFormatError where it cannot be used."""
     own = _refiner_path(name)
+    model = own.stem.removesuffix(REFINER_SUFFIX)
+    if model.endswith(REFINER_SUFFIX):
+        raise InputError(f"model {model} is a refiner, which works beside a regressor: give --model {model.removesuffix(REFINER_SUFFIX)}")
     if not own.is_file():
-        model = own.stem.removesuffix(REFINER_SUFFIX)
         raise InputError(f"model {model} has no refiner ({own.name} would lie beside its card): leave --refine out, or train one")
-    return load_model(str(own), runtime=runtime, device=device, exact=True)
+    return Card.read(own)
 
 
 def has_refiner(name: str) -> bool:

@@ -256,9 +256,9 @@ def _counted() -> Callable[[int, int], None] | None:
 
 
 def _settings(*, no_align: bool, **options: Any) -> Settings:
-    """The options as settings, with the hash of the network's weights, so that a new network counts as a change."""
+    """The options as settings, with the hash of the network's weights, and of the refiner's, so that new ones count as a change."""
     from gmodiff.batch.one_set import Settings
-    from gmodiff.runtime import FULL_MODEL, NO_MODEL, load_card
+    from gmodiff.runtime import FULL_MODEL, NO_MODEL, load_card, refiner_card
 
     for option, expected in (("headroom", "0.25 to 6 stops"), ("refine", "0 to 1")):
         if math.isnan(options[option]):
@@ -266,7 +266,11 @@ def _settings(*, no_align: bool, **options: Any) -> Settings:
     model = options["model"]
     if model == FULL_MODEL:
         raise InputError(f"--model {model}: needs its weights named; give the card that gmodiff convert --fold-lora makes of them")
+    if model == NO_MODEL and options["refine"]:
+        raise InputError("--refine: of the network, and --model is none: leave this out, or leave --model out")
     weights = "" if model == NO_MODEL else load_card(model).fingerprint
+    if options["refine"]:
+        weights += f"+{refiner_card(model).fingerprint}"
     return Settings(align=not no_align, weights=weights, **options)
 
 

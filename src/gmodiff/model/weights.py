@@ -81,7 +81,14 @@ def read_tensors(path: Path, wanted: str) -> tuple[dict[str, Tensor], dict[str, 
         with safe_open(path, "pt") as stored:
             header: dict[str, str] = stored.metadata() or {}
             if header.get("format") != wanted:
-                raise FileFormatError(f"{path}: weights of {header.get('format', 'another program')!r}, expected {wanted!r}")
+                raise FileFormatError(f"{path}: {_kind(header.get('format'))}, expected {_kind(wanted)}")
             return {k: stored.get_tensor(k).float() for k in stored.keys()}, header  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise FileFormatError(f"{path}: not a weights file ({str(error).splitlines()[0]})") from None
+
+
+def _kind(written: str | None) -> str:
+    """What a format is of, in words: "gmodiff-refiner-1" is a refiner's."""
+    if written is None or not written.startswith("gmodiff-"):
+        return "weights of another program"
+    return f"weights of a {written.removeprefix('gmodiff-').rpartition('-')[0]} ({written})"

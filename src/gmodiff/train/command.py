@@ -282,6 +282,8 @@ def export(start: Path, output: Path, guide: Path | None, threshold: float | Non
     from gmodiff.runtime import load_card
     from gmodiff.train.shipping import ship, ship_refiner
 
+    if threshold is not None and guide is None:
+        raise InputError(f"--threshold {threshold:g} is a refiner's: give the card of its regressor with --guide")
     if output.suffix != ".json":
         raise InputError(f"-o {output}: give the card a name ending in .json")
     taken = [p for p in (output, output.with_suffix(".onnx"), output.with_suffix(".safetensors")) if p.exists()]

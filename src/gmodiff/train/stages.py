@@ -116,10 +116,15 @@ def begin(recipe: Recipe, start: Path | None, regressor: Path | None = None, bac
     if shapes != (recipe.autoencoder, recipe.denoiser):
         raise InputError(f"{start} holds a refiner of another shape ({shapes}) than the recipe trains")
     if recipe.stage == "autoencoder":
-        return AutoencoderStage(recipe, before, refiner)
+        return AutoencoderStage(recipe, _without(before, "prior", "onestep"), refiner)
     needed, article = {"prior": ("autoencoder", "an"), "onestep": ("prior", "a")}[recipe.stage]
     if start is None or needed not in before.get("steps", {}):
-        raise InputError(f"{recipe.stage} is trained on {article} {needed}: give its run or weights with --from (now {start})")
+        raise InputError(f"{recipe.stage} is trained on {article} {needed}: give its run or weights with --from (now {start or 'nothing'})")
+    of = before.get("latents", "gain")
+    if recipe.stage == "prior":
+        if "prior" in before["steps"] and of != recipe.latents:
+            raise InputError(f"{start} is a prior of {of} latents, not of {recipe.latents}: begin with its autoencoder")
+        before = _without(before, "onestep")
     if recipe.stage == "onestep" and before.get("latents") == "light":
         raise InputError(f"{start} is a prior of radiance, a baseline: give one of gain maps with --from")
     if regressor is None:
@@ -130,6 +135,11 @@ def begin(recipe: Recipe, start: Path | None, regressor: Path | None = None, bac
     if guide.shape.widths[1:] != refiner.denoiser.shape.context:
         raise InputError(f"--regressor {regressor} has features of {guide.shape.widths[1:]} channels, expected {shapes[1].context}")
     return (PriorStage if recipe.stage == "prior" else OneStepStage)(recipe, before, refiner, guide)
+
+
+def _without(before: dict[str, Any], *later: str) -> dict[str, Any]:
+    """Facts of weights without the stages that rest on the one that now goes on: these have to be made again."""
+    return before | {k: {s: v for s, v in before.get(k, {}).items() if s not in later} for k in ("steps", "spent", "data", "hardware")}
 
 
 # ---- stages 1 and 2: the regressor ----------------------------------------------------------------------------------------
