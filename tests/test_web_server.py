@@ -339,7 +339,11 @@ def test_other_hosts_and_pages_are_refused(served):
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_it_ends_promptly_with_a_page_open_and_a_job_running_and_leaves_nothing(tmp_path, how):
-    served = Served("--model", "none", place=tmp_path)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # below nohup a server rightly ignores it, and so would this one
+    try:
+        served = Served("--model", "none", place=tmp_path)
+    finally:
+        signal.signal(signal.SIGHUP, before)
     photos = [served.upload(p)["id"] for p in EXAMPLES]
     (folder,) = served.folders
     assert (folder / "lock").exists()
