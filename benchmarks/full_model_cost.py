@@ -58,7 +58,7 @@ def counted(system: sd21.Sd21, height: int, width: int) -> dict[str, float]:
 
     pixels = height * width
     whole = pixels <= sd21.VAE_WHOLE_PX
-    tile = max(height, width) if whole else sd21.VAE_TILE_PX
+    tile = sd21.vae_side(height, width)
     rows, columns = min(tile, height), min(tile, width)
     overlap = sd21.VAE_OVERLAP_PX // sd21.LATENT_PX
     count = len(list(sd21._grid(height // 8, width // 8, tile // 8, overlap)))

@@ -192,7 +192,7 @@ def merge(
     check_writable(targets, force=force, others=extra, inputs=[Path(p) for p in photos])
 
     from gmodiff.bracket import read_bracket, save_response_file
-    from gmodiff.networks import load_network
+    from gmodiff.networks import load_network, refuse_idle
     from gmodiff.pipeline import reconstruct
     from gmodiff.runtime import NO_MODEL
     from gmodiff.summary import summary
@@ -203,9 +203,7 @@ def merge(
                  "--estimate-size": estimate_size != "auto", "--tile": tile is not None, "--refine": refine > 0,
                  "--backbone": backbone is not None, "--weights": weights is not None, "--precision": precision != "auto",
                  "--offload": offload != "auto"}  # fmt: skip
-        idle = [option for option, set_ in given.items() if set_]
-        if idle:
-            raise InputError(f"{', '.join(idle)}: of the network, and --model is none: leave this out, or leave --model out")
+        refuse_idle(given)
     with _Reporter(quiet or as_json) as report:
         report("load", 0.0)
         network, estimates = load_network(

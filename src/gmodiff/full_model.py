@@ -116,10 +116,10 @@ class FullModel:
         come in their turn; None: as the system is placed.
         """
         from gmodiff.model.dareg import STRIDE
-        from gmodiff.model.sd21 import LATENT_PX, UNET_TILE
+        from gmodiff.model.sd21 import LATENT_PX, UNET_TILE, vae_side
 
         system, pixels = self.system, height * width
-        side = _side(height, width, tile_px)
+        side = tile_px or vae_side(height, width)
         seen = min(side, height) * min(side, width)
         whole = pixels / LATENT_PX**2 <= UNET_TILE**2
         latents = pixels / LATENT_PX**2 if whole else unet_batch * UNET_TILE**2
@@ -193,13 +193,15 @@ class FullModel:
 
     def _too_little(self, height: int, width: int, tile_px: int | None, free: float | None) -> str:
         """What would fit, in one line."""
+        from gmodiff.model.sd21 import vae_side
+
         device, visiting = self.system.device, self._can_wait(height, width)
         needed = self.working_bytes(height, width, tile_px, visiting=visiting)
         line = f"not enough memory on {device}: model {self.card.name} takes about {needed / 1e9:.1f} GB for {width}x{height} pixels"
         if free is None:
             return f"{line}; give --tile {MIN_TILE_PX}, or merge smaller copies"
         line += f", and {free / 1e9:.1f} GB are free"
-        in_force = _side(height, width, tile_px)
+        in_force = tile_px or vae_side(height, width)
         tiles = [t for t in (1024, 768, MIN_TILE_PX) if t < in_force]
         fits = next((t for t in tiles if self.working_bytes(height, width, t, visiting=visiting) <= 0.95 * free), None)
         if fits is not None:
@@ -226,13 +228,6 @@ class FullModel:
             fits = self.working_bytes(int(width * shape), int(width), MIN_TILE_PX, visiting=visiting) <= free
             least, most = (pixels, most) if fits else (least, pixels)
         return least
-
-
-def _side(height: int, width: int, tile_px: int | None) -> int:
-    """Of the VAE's tiles: as asked, or as `Sd21.refine` takes it."""
-    from gmodiff.model.sd21 import VAE_TILE_PX, VAE_WHOLE_PX
-
-    return tile_px or (VAE_TILE_PX if height * width > VAE_WHOLE_PX else max(height, width))
 
 
 def free_bytes(device: torch.device) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from gmodiff.errors import InputError
@@ -11,6 +12,13 @@ from gmodiff.runtime import NO_MODEL, Model, load_model, load_refiner
 
 SHRINK = {"auto": None, "full": 1, "half": 2}
 """How much smaller a side the network sees the picture, by the name of the choice; None: by the number of its pixels."""
+
+
+def refuse_idle(given: Mapping[str, bool]) -> None:
+    """Raise InputError where options of the network are given (option to whether it is) and the model is none."""
+    idle = [option for option, is_given in given.items() if is_given]
+    if idle:
+        raise InputError(f"{', '.join(idle)}: of the network, and --model is none: leave this out, or leave --model out")
 
 
 class Network(NamedTuple):

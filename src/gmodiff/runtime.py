@@ -31,6 +31,9 @@ FULL_MODEL = "sd21"
 NO_MODEL = "none"
 """What the command calls the classical merge alone."""
 KINDS = ("regressor", "refiner", FULL_MODEL)
+REFINER_ANSWER = "change"
+"""What a refiner was trained to answer: the change that denoising makes, put on the estimate. Cards and weights that do not say so are
+older, and were trained for decode(x0) alone."""
 CARD_SUFFIX = ".json"
 CARD_FORMAT = "gmodiff-card-1"
 WEIGHTS_FOLDER = "weights"
@@ -79,7 +82,7 @@ class Card:
                 raise ValueError(f"kind {card.kind!r}: this version knows {', '.join(KINDS)}")
             if card.kind == "refiner" and not (0 <= stored["threshold"] < 1 and isinstance(stored["guide"], str)):
                 raise ValueError("threshold out of range, or no guide")
-            if card.kind == "refiner" and stored.get("answer") != "change":
+            if card.kind == "refiner" and stored.get("answer") != REFINER_ANSWER:
                 raise FileFormatError(f"{path}: a refiner of an older version, which answered otherwise: train it again")
             whole = (card.max_frames, card.stride, card.halo_px)
             if not (isinstance(card.sha256, dict) and all(type(n) is int and n > 0 for n in whole) and card.max_frames > 2):

@@ -258,6 +258,7 @@ def _counted() -> Callable[[int, int], None] | None:
 def _settings(*, no_align: bool, **options: Any) -> Settings:
     """The options as settings, with the hash of the network's weights, and of the refiner's, so that new ones count as a change."""
     from gmodiff.batch.one_set import Settings
+    from gmodiff.networks import refuse_idle
     from gmodiff.runtime import FULL_MODEL, NO_MODEL, load_card, refiner_card
 
     for option, expected in (("headroom", "0.25 to 6 stops"), ("refine", "0 to 1")):
@@ -266,8 +267,8 @@ def _settings(*, no_align: bool, **options: Any) -> Settings:
     model = options["model"]
     if model == FULL_MODEL:
         raise InputError(f"--model {model}: needs its weights named; give the card that gmodiff convert --fold-lora makes of them")
-    if model == NO_MODEL and options["refine"]:
-        raise InputError("--refine: of the network, and --model is none: leave this out, or leave --model out")
+    if model == NO_MODEL:
+        refuse_idle({"--refine": options["refine"] > 0})
     weights = "" if model == NO_MODEL else load_card(model).fingerprint
     if options["refine"]:
         weights += f"+{refiner_card(model).fingerprint}"

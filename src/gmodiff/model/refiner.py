@@ -33,9 +33,6 @@ LATENT_SCALE = 1.0
 REFINER_HALO_PX = 96
 """How far around a pixel the refiner sees as far as it matters (tests/test_refiner.py, on random weights of the default size; to be shown
 again on weights that ship); a multiple of the regressor's stride."""
-ANSWER = "change"
-"""What a refiner was trained to answer: the change that denoising makes, put on the estimate. Files that do not say so are older, and were
-trained for decode(x0) alone."""
 
 
 class Refiner(nn.Module):

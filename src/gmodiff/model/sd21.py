@@ -229,7 +229,7 @@ class Sd21(nn.Module):
         padding = (0, -width % STRIDE, 0, -height % STRIDE)
         home = torch.device("cpu") if visiting else self.device
         frames = functional.pad(frames.to(home, torch.float32), padding, mode="replicate")
-        tile = vae_tile_px or (VAE_TILE_PX if frames.shape[-1] * frames.shape[-2] > VAE_WHOLE_PX else max(frames.shape[-2:]))
+        tile = vae_tile_px or vae_side(*frames.shape[-2:])
         inputs = [network_input(frames[n : n + 1], exposures[n].to(frames)).to(self.dtype) for n in range(3)]
         short = frames[:1].to(self.device, self.dtype, copy=True)  # a view would keep all frames
         del frames
@@ -445,6 +445,11 @@ def assemble(backbone: Backbone, released: Released, shape: DaRegShape | None = 
     system.gain_decoder.load_state_dict({k: v for k, v in vae.items() if k not in encoding}, assign=True)
     system.frame_encoder.load_state_dict(vae_c, assign=True)
     return ready(system)
+
+
+def vae_side(height: int, width: int) -> int:
+    """Side of the VAE's tiles for a picture, where nobody asks for another: that of the whole picture up to VAE_WHOLE_PX pixels."""
+    return VAE_TILE_PX if height * width > VAE_WHOLE_PX else max(height, width)
 
 
 def untrained(backbone: Backbone, dareg: DaReg) -> Sd21:

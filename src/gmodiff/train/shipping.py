@@ -14,10 +14,10 @@ from gmodiff.errors import InputError
 from gmodiff.evaluate.rows import Row, latest, read_rows
 from gmodiff.model.export import export_onnx
 from gmodiff.model.on_arrays import OnArrays
-from gmodiff.model.refiner import ANSWER, REFINER_HALO_PX, read_refiner, write_refiner
+from gmodiff.model.refiner import REFINER_HALO_PX, read_refiner, write_refiner
 from gmodiff.model.regressor import GAIN_LIMIT, HALO_PX, MAX_FRAMES, STRIDE
 from gmodiff.model.weights import digest, read_weights, write_weights
-from gmodiff.runtime import CARD_FORMAT, Card, sha256
+from gmodiff.runtime import CARD_FORMAT, REFINER_ANSWER, Card, sha256
 from gmodiff.writer import replacing
 
 ABOUT = "degradation-aware regressor of the gain map: fusion weights over aligned frames and a bounded residual"
@@ -47,7 +47,7 @@ def ship_refiner(weights: Path, card: Path, guide: Card, threshold: float) -> li
     _refuse_broken(weights, network)
     if not facts.get("steps", {}).get("onestep"):
         raise InputError(f"{weights} is not trained for one step yet (steps: {facts.get('steps', {})}): gmodiff train onestep does it")
-    if facts.get("answer") != ANSWER:
+    if facts.get("answer") != REFINER_ANSWER:
         raise InputError(f"{weights} was trained by an older version, for another answer: go on with gmodiff train onestep --from it")
     if guide.kind != "regressor" or facts.get("guide") != guide.facts.get("weights"):
         raise InputError(f"{weights} was not trained beside model {guide.name}: give the card of its regressor with --guide")
@@ -64,7 +64,7 @@ def ship_refiner(weights: Path, card: Path, guide: Card, threshold: float) -> li
         "gain_limit": GAIN_LIMIT,
         "guide": guide.facts["weights"],
         "threshold": threshold,
-        "answer": ANSWER,
+        "answer": REFINER_ANSWER,
     }
     return _shipped(card, single, own, network, facts)
 

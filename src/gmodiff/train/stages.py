@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from gmodiff.errors import InputError
 from gmodiff.model.autoencoder import LATENT_FOLD, Skips
 from gmodiff.model.diffusion import ONE_STEP_AT, STEPS, denoised, noised
-from gmodiff.model.refiner import ANSWER, Refiner, read_refiner, write_refiner
+from gmodiff.model.refiner import Refiner, read_refiner, write_refiner
 from gmodiff.model.regressor import GAIN_LIMIT, Estimate, Regressor, full_gain, mu_gain, radiance_from_mu_gain
 from gmodiff.model.weights import digest, read_weights, write_weights
+from gmodiff.runtime import REFINER_ANSWER
 from gmodiff.train.crops import Batch
 from gmodiff.train.losses import (
     LEAST_USED,
@@ -125,7 +126,7 @@ def begin(recipe: Recipe, start: Path | None, regressor: Path | None = None, bac
         if "prior" in before["steps"] and of != recipe.latents:
             raise InputError(f"{start} is a prior of {of} latents, not of {recipe.latents}: begin with its autoencoder")
         before = _without(before, "onestep")
-    if recipe.stage == "onestep" and before.get("latents") == "light":
+    if recipe.stage == "onestep" and of == "light":
         raise InputError(f"{start} is a prior of radiance, a baseline: give one of gain maps with --from")
     if regressor is None:
         raise InputError(f"{recipe.stage} is guided by a regressor: give its run or weights with --regressor")
@@ -367,11 +368,11 @@ class OneStepStage(_Guided):
     What `refine` takes of the answer counts (but for `stillness`, which crops are too small for), and the whole answer.
     """
 
-    rests_on = MappingProxyType({"answer": ANSWER})
+    rests_on = MappingProxyType({"answer": REFINER_ANSWER})
 
     def facts(self) -> dict[str, Any]:
         """What it answers, too."""
-        return super().facts() | {"answer": ANSWER}
+        return super().facts() | {"answer": REFINER_ANSWER}
 
     def learned(self) -> list[nn.Parameter]:
         """See `Stage`."""
