@@ -93,6 +93,27 @@ def test_a_moving_thing_does_not_move_the_background():
         assert np.abs(length[220:, 260:]).max() == 0
 
 
+@pytest.mark.parametrize("noise", [0.01, 0.03])
+@pytest.mark.parametrize("travel", [8, 16])
+def test_a_small_bright_thing_that_clips_in_the_reference_is_followed(travel, noise):
+    size, radius, at = 480, 20, (230, 240)
+    ground = textured(size, size) * 0.3
+
+    def scene(x: int) -> np.ndarray:
+        disc = cv2.circle(np.zeros((size, size), np.float32), (x, at[1]), radius, 1.0, -1, cv2.LINE_AA)[..., None]
+        lit = 3.0 + 0.5 * np.sin(np.arange(size) / 4)[:, None, None]
+        return ground * (1 - disc) + lit * disc
+
+    reference, frame = photo(scene(at[0]), 0.0, "ref.jpg", noise, seed=1), photo(scene(at[0] + travel), -2.0, "short.jpg", noise, seed=2)
+    found = align_frame(reference, frame, RESPONSE)
+    assert found.homography is None and found.flow is not None
+    inside = found.flow[at[1] - 10 : at[1] + 11, at[0] - 10 : at[0] + 11]
+    assert np.abs(np.median(inside, axis=(0, 1)) - (travel, 0)).max() < 0.2 * travel
+    beside = np.hypot(*np.moveaxis(found.flow, -1, 0))
+    beside[at[1] - 60 : at[1] + 61, at[0] - 60 : at[0] + 60 + travel] = 0
+    assert np.quantile(beside, 0.99) < 0.5
+
+
 def test_parallax_is_followed():
     """Two depths move apart by four pixels: dense motion lowers what the global motion left."""
     height, width = 320, 480

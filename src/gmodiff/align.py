@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gmodiff.errors import InputError
-from gmodiff.flow import STILL_PX, find_flow, moved_by
+from gmodiff.flow import STILL_PX, Flow, find_flow, moved_by
 from gmodiff.image import Bracket, Frame
 from gmodiff.radiometry import CLIPPED_ENCODED, F32, CameraResponse
 from gmodiff.registration import displacement, find_homography, rescale, tone_table, warped
@@ -42,11 +42,13 @@ _COMPRESSION = 1 / 2.4
 _LEAST_GLOBAL_PX, _LEAST_PIXELS = 0.4, 200
 """A global motion below the first (at working size) is none; nothing is judged by fewer pixels than the second."""
 
-_REGISTERED_STOPS = 0.06
-"""Frames that disagree by less are registered; what moves in them is small, and the merge leaves it out where it does not agree."""
+_APART_STOPS, _APART_SHARE = 0.3, 0.001
+"""Local motion is sought where more than the second of the pixels disagree by more than the first: a small thing that moved far is
+nothing in a mean over the picture."""
 
-_CLEARLY, _CLEARLY_STILL = 0.97, 0.8
-"""A motion that leaves more than this share of the error is dropped; where the camera stood still, local motion must pay more."""
+_CLEARLY, _LOCALLY, _LOCALLY_STOPS = 0.97, 0.8, 0.03
+"""A motion that leaves more than this share of the error is dropped: that of the whole frame, and of what moves in it. The latter is
+dropped as well where it takes away less than so many stops: what differs so little did not move."""
 
 
 @dataclass(frozen=True)
@@ -269,15 +271,12 @@ def _align_pair(a: _Small, b: _Small, response: CameraResponse, shape: tuple[int
             if error < _CLEARLY * as_it_was and error < (after if best is None else 0.99 * after):
                 best, seen, inside, after = motion, moved, common, error
     flow = None
-    if dense and after > _REGISTERED_STOPS:  # false for NaN too
-        matched = np.asarray(np.rint(tone_table(reference, seen, inside)), np.uint8)[seen]
-        found = find_flow(reference, matched, inside, best is None)
-        if found is not None:
-            moving = inside & (np.hypot(found.displacement[..., 0], found.displacement[..., 1]) > STILL_PX)
-            bent = np.asarray(moved_by(seen, found.displacement), np.uint8)
-            enough = _CLEARLY if best is not None else _CLEARLY_STILL
-            if _error(reference, bent, moving, stops) < enough * _error(reference, seen, moving, stops):
-                flow, after = found, _error(reference, bent, inside, stops)
+    if dense and np.isfinite(after):
+        alike = np.asarray(np.rint(tone_table(reference, seen, inside)), np.uint8)[seen]
+        if np.count_nonzero(_apart(reference, alike, stops)[inside] > _APART_STOPS) > _APART_SHARE * reference.size:
+            flow = _worthwhile(find_flow(reference, alike, inside, best is None), reference, alike, inside, stops)
+    if flow is not None:
+        after = _error(reference, np.asarray(moved_by(seen, flow.displacement), np.uint8), inside, stops)
     if best is None and flow is None:
         return Alignment(error_before=before, error_after=before)
     scale = shape[1] / width, shape[0] / height
@@ -291,6 +290,18 @@ def _align_pair(a: _Small, b: _Small, response: CameraResponse, shape: tuple[int
         before,
         after,
     )
+
+
+def _worthwhile(flow: Flow | None, reference: U8, frame: U8, inside: NDArray[np.bool_], stops: float) -> Flow | None:
+    """The flow if it lowers what frames disagree by where it moves something; None if not."""
+    if flow is None:
+        return None
+    moving = inside & (np.hypot(flow.displacement[..., 0], flow.displacement[..., 1]) > STILL_PX)
+    bent = np.asarray(moved_by(frame, flow.displacement), np.uint8)
+    if not moving.any():
+        return None
+    before, after = (float(_apart(reference, p, stops)[moving].mean()) for p in (frame, bent))
+    return flow if after < min(_LOCALLY * before, before - _LOCALLY_STOPS) else None
 
 
 def _after_homography(displacement_px: F32, motion: F64 | None, height: int, width: int) -> F32:
@@ -309,6 +320,16 @@ def _after_homography(displacement_px: F32, motion: F64 | None, height: int, wid
 
     start, end = through(x, y), through(x + displacement_px[..., 0], y + displacement_px[..., 1])
     return np.stack([end[0] - start[0], end[1] - start[1]], axis=-1).astype(np.float32)
+
+
+def _apart(reference: U8, frame: U8, stops: float) -> F32:
+    """(h, w) disagreement in stops of two frames of like tones, each pixel's limited to one; 0 where neither measured.
+
+    Where one clips and the other does not, that counts too: often it is all that is seen of a bright thing that moved.
+    """
+    a, b = (np.asarray(cv2.GaussianBlur(p, (0, 0), 1.2), np.uint8) for p in (reference, frame))
+    measured = ((reference > 1) & (reference < 254)) | ((frame > 1) & (frame < 254))
+    return np.asarray(np.minimum(cv2.absdiff(a, b) * np.float32(stops / 255), 1) * measured, np.float32)
 
 
 def _error(reference: U8, frame: U8, where: NDArray[np.bool_], stops: float) -> float:

@@ -23,6 +23,20 @@ STILL_PX = 0.5
 _LEAST_SIDE = 32
 _WINDOW_PX = 9
 
+UNSURE_PX, UNSURE_SHARE = 0.1, 0.05
+LOOP_PX, LOOP_SHARE = 0.6, 0.1
+"""How uncertain a believed flow may be, and how far from its beginning the way back may end: in pixels, and as a share of its length.
+What moves far is blurred, turned and half hidden, and found a pixel or two beside its place it is far better than left where it was
+(the second bound after Sundaram et al. 2010, "Dense point trajectories by GPU-accelerated large displacement optical flow", equation 5)."""
+
+MOST_PER_PROVEN = 30
+"""Pixels that may follow one whose flow is proven; what is more is noise that a few chance matches lead."""
+
+STILL_SHARE = 0.3
+"""What a pixel that is explained by standing still counts for, beside one whose flow is proven."""
+_BELIEVED_FROM, _BELIEVED_WHOLE = 0.1, 0.4
+"""Share of proven flow among the evidence around from which a flow is followed a little, and wholly."""
+
 
 @dataclass(frozen=True)
 class Flow:
@@ -43,27 +57,42 @@ def find_flow(reference: U8, frame: U8, inside: NDArray[np.bool_], still: bool) 
     where it is.
 
     Dense inverse search (Kroeger et al. 2016, "Fast optical flow using dense inverse search") gives flow everywhere, whether or not
-    there is anything to see. It is kept where texture outweighs the noise, where the way back leads to where it came from, and where
-    it lowers the difference; elsewhere (clipped, black, smooth, hidden) it continues smoothly from its surroundings.
+    there is anything to see. It is proven where texture outweighs the noise, where the way back leads to where it came from, and where
+    it lowers the difference. Elsewhere (clipped, black, smooth, hidden) it is followed as far as it is proven around: of a lamp that
+    clips its outline alone tells where it went, and what is inside goes with it.
     """
     height, width = reference.shape
     if min(height, width) < _LEAST_SIDE:
         return None
     half = max((width + 1) // 2, _LEAST_SIDE), max((height + 1) // 2, _LEAST_SIDE)
     glance = [np.asarray(cv2.resize(p, half, interpolation=cv2.INTER_AREA), np.uint8) for p in (reference, frame, inside.astype(np.uint8))]
-    if _moving_share(*_both_ways(glance[0], glance[1]), glance[2], STILL_PX / 2) < LEAST_AREA:
+    if _moving_share(*_both_ways(glance[0], glance[1])[:2], glance[2], STILL_PX / 2) < LEAST_AREA:
         return None  # the usual case: a quarter of the work tells
     forward, evidence, coverage = _both_ways(reference, frame)
-    if _moving_share(forward, evidence, coverage, inside, STILL_PX) < LEAST_AREA:
+    if _moving_share(forward, evidence, inside, STILL_PX) < LEAST_AREA:
         return None
     evidence *= inside
-    smooth = _continue(forward, evidence)
-    flow = evidence[..., None] * forward + (1 - evidence[..., None]) * smooth
+    flow = _followed(reference, frame, inside, forward, evidence)[..., None] * forward
+    followed = np.hypot(flow[..., 0], flow[..., 1]) > STILL_PX
+    if np.count_nonzero(followed & inside) > MOST_PER_PROVEN * _moving_share(forward, evidence, inside, STILL_PX) * reference.size:
+        return None
     if still:
         # Below the threshold the frame is sampled at whole pixels, which leaves them as they are to the last bit.
         length = np.hypot(flow[..., 0], flow[..., 1])
         flow *= np.clip((length - STILL_PX) / STILL_PX, 0, 1)[..., None]
     return Flow(np.asarray(flow, np.float32), np.asarray(np.rint(255 * coverage), np.uint8))
+
+
+def _followed(reference: U8, frame: U8, inside: NDArray[np.bool_], flow: F32, evidence: F32) -> F32:
+    """(h, w) 0..1: how far to follow a flow: as its evidence says, against that of pixels that standing still explains as well."""
+    near = (_WINDOW_PX, _WINDOW_PX)
+    after = cv2.blur(cv2.absdiff(reference, np.asarray(moved_by(frame, flow), np.uint8)).astype(np.float32), near)
+    before = cv2.blur(cv2.absdiff(reference, frame).astype(np.float32), near)
+    measured = cv2.blur(((reference > 1) & (reference < 254) & inside).astype(np.float32), near)
+    stays = np.clip(1 - (before - 1.1 * after - 0.3) / (0.1 * after + 0.3), 0, 1) * measured * (1 - evidence) * STILL_SHARE
+    either = evidence + stays
+    share = _continue(np.asarray(evidence / np.maximum(either, 1e-3), np.float32), np.asarray(np.minimum(either, 1), np.float32))
+    return np.asarray(np.clip((share - _BELIEVED_FROM) / (_BELIEVED_WHOLE - _BELIEVED_FROM), 0, 1), np.float32)
 
 
 def _both_ways(a: U8, b: U8) -> tuple[F32, F32, F32]:
@@ -73,7 +102,7 @@ def _both_ways(a: U8, b: U8) -> tuple[F32, F32, F32]:
     return forward, *_evidence(a, b, forward, back)
 
 
-def _moving_share(flow: F32, evidence: F32, _coverage: F32, inside: NDArray[Any], least_px: float) -> float:
+def _moving_share(flow: F32, evidence: F32, inside: NDArray[Any], least_px: float) -> float:
     moving = (evidence > 0.5) & (np.hypot(flow[..., 0], flow[..., 1]) > least_px) & (inside > 0)
     return float(moving.mean())
 
@@ -85,14 +114,14 @@ def _evidence(a: U8, b: U8, flow: F32, back: F32) -> tuple[F32, F32]:
     before = cv2.absdiff(a, b).astype(np.float32)
     gx = np.asarray(cv2.Scharr(a, cv2.CV_32F, 1, 0, scale=1 / 32), np.float32)
     gy = np.asarray(cv2.Scharr(a, cv2.CV_32F, 0, 1, scale=1 / 32), np.float32)
+    length = np.hypot(flow[..., 0], flow[..., 1])
     # Cramer-Rao bound: the variance of a shift measured over n pixels is noise variance / (n * mean squared gradient).
     variance = (cv2.blur(after * after, near) + 1) / (20 * cv2.blur(gx * gx + gy * gy, near) + 1e-3)
-    certain = 1 / (1 + variance / 0.1**2)
+    certain = 1 / (1 + variance / (UNSURE_PX + UNSURE_SHARE * length) ** 2)
     loop = flow + moved_by(back, flow)
-    returns = np.exp(-(loop[..., 0] ** 2 + loop[..., 1] ** 2) / 0.6**2)
+    returns = np.exp(-(loop[..., 0] ** 2 + loop[..., 1] ** 2) / (LOOP_PX**2 + (LOOP_SHARE * length) ** 2))
     # The farther a flow leads, the clearer it must pay: by a fifth from one pixel on.
-    length = np.minimum(np.hypot(flow[..., 0], flow[..., 1]), 1)
-    helps = cv2.blur(after, near) < cv2.blur(before, near) * (1.02 - 0.22 * length) + 0.2
+    helps = cv2.blur(after, near) < cv2.blur(before, near) * (1.02 - 0.22 * np.minimum(length, 1)) + 0.2
     evidence = np.clip((certain * returns * helps - 0.25) / 0.5, 0, 1)
     coverage = 1 - np.clip((certain - 0.3) / 0.4, 0, 1) * (1 - returns)
     return np.asarray(evidence, np.float32), np.asarray(coverage, np.float32)
@@ -106,17 +135,15 @@ def moved_by(image: NDArray[Any], flow: F32) -> NDArray[Any]:
     return np.asarray(cv2.remap(image, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE))
 
 
-def _continue(flow: F32, weight: F32) -> F32:
-    """A smooth field that follows flow where weight is, and continues it elsewhere, towards zero far away (pyramid of means)."""
+def _continue(values: F32, weight: F32) -> F32:
+    """A smooth picture that follows another, (h, w), where weight is, and continues it elsewhere, towards zero far away (pyramid of means)."""
     height, width = weight.shape
     if min(height, width) < 4:
-        total = float(weight.sum()) + 0.02 * weight.size
-        mean = (flow * weight[..., None]).sum(axis=(0, 1)) / total
-        return np.broadcast_to(mean, flow.shape).astype(np.float32)
+        mean = float((values * weight).sum()) / (float(weight.sum()) + 0.02 * weight.size)
+        return np.full(weight.shape, mean, np.float32)
     half = (width + 1) // 2, (height + 1) // 2
     share = np.asarray(cv2.resize(weight, half, interpolation=cv2.INTER_AREA), np.float32)
-    total_flow = np.asarray(cv2.resize(flow * weight[..., None], half, interpolation=cv2.INTER_AREA), np.float32)
-    below = _continue(total_flow / (share[..., None] + np.float32(1e-4)), np.minimum(share * 3, 1))
+    total = np.asarray(cv2.resize(values * weight, half, interpolation=cv2.INTER_AREA), np.float32)
+    below = _continue(total / (share + np.float32(1e-4)), np.minimum(share * 3, 1))
     up = cv2.GaussianBlur(cv2.resize(below, (width, height), interpolation=cv2.INTER_LINEAR), (0, 0), 1)
-    w = weight[..., None]
-    return np.asarray(w * flow + (1 - w) * up, np.float32)
+    return np.asarray(weight * values + (1 - weight) * up, np.float32)
