@@ -136,7 +136,7 @@ def moved_by(image: NDArray[Any], flow: F32) -> NDArray[Any]:
 
 
 def _continue(values: F32, weight: F32) -> F32:
-    """A smooth picture that follows another, (h, w), where weight is, and continues it elsewhere, towards zero far away (pyramid of means)."""
+    """A smooth picture that follows another, (h, w), where weight is, and continues it elsewhere, to zero far away (pyramid of means)."""
     height, width = weight.shape
     if min(height, width) < 4:
         mean = float((values * weight).sum()) / (float(weight.sum()) + 0.02 * weight.size)
