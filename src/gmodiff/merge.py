@@ -63,6 +63,8 @@ MOTION_GAP_STOPS = 0.08
 
 COVERED = 0.9
 """Coverage from which a frame may contradict."""
+FOLLOWED_PX = 2.0
+"""Dense motion on alignment's working grid beyond which a thing moved by itself; parallax of a hand-held set is mostly less."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Merged:
     """radiance: (H, W, 3) float32, 1.0 = the reference's white. provenance: (H, W) uint8 labels, see `provenance`.
 
     moved: one value a cell of MOTION_CELL_PX a side, (ceil(H / cell), ceil(W / cell)) float32, 0..1: the share of its pixels in which the
-    reference measured one light and another frame another; None where not asked for.
+    reference measured one light and another frame another, or that were followed to another place; None where not asked for.
     source: (H, W) uint8, the index of the frame whose sample weighs most; None where not asked for.
     """
 
@@ -160,7 +162,18 @@ def merge(
                 _continue_into(radiance[first:end], unmeasured[first], log2_surroundings, first)
 
         for_each_strip(fill, height)
+    if moved is not None:
+        _add_followed(moved, alignments, width)
     return Merged(radiance, provenance, moved, source)
+
+
+def _add_followed(moved: F32, alignments: Sequence[Alignment | None], width: int) -> None:
+    """Into `Merged.moved`, in place: what alignment followed somewhere else moved too, though no frame contradicts the reference now."""
+    for alignment in alignments:
+        if alignment is not None and alignment.flow is not None:
+            length = np.hypot(alignment.flow[..., 0], alignment.flow[..., 1]) * (alignment.flow.shape[1] / width)
+            far = cv2.resize((length > FOLLOWED_PX).astype(np.float32), moved.shape[::-1], interpolation=cv2.INTER_AREA)
+            np.maximum(moved, far, out=moved)
 
 
 def _tolerance(bracket: Bracket) -> float:
