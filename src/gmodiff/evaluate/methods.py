@@ -1,8 +1,8 @@
 """Who is compared: ways from a scene's bracket to radiance, ours and OpenCV's, and other people's results from files.
 
-A method sees a scene's bracket, never its truth (`run` takes it away first); the oracle alone does. OpenCV's methods take frames shifted
-by its own AlignMTB, as its users have them. Methods that know the response are scored as they are. The others know radiance only up to
-one factor, which `metrics.fitted_scale` gives them (rows keep the factor, and PSNR without it).
+A method sees a scene's bracket, never its truth (`run` takes it away first); `oracle` and `held-truth` alone do. OpenCV's methods take
+frames shifted by its own AlignMTB, as its users have them. Methods that know the response are scored as they are. The others know radiance
+only up to one factor, which `metrics.fitted_scale` gives them (rows keep the factor, and PSNR without it).
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from gmodiff.calibrate import calibrate
 from gmodiff.datasets.published import read_float_picture
 from gmodiff.datasets.scene import Scene, fingerprint
 from gmodiff.errors import FileFormatError, InputError
-from gmodiff.estimate import Estimator
-from gmodiff.evaluate.oracle import oracle
+from gmodiff.estimate import Estimate, Estimator
+from gmodiff.evaluate.oracle import NotApplicable, oracle
 from gmodiff.image import Bracket
 from gmodiff.pipeline import reconstruct_radiance
 from gmodiff.radiometry import F32, srgb_decode
@@ -137,6 +137,25 @@ def _weights_of(card: str, refined: bool) -> str:
     return f"{own}+{load_refiner(card).card.fingerprint}" if refined else own
 
 
+@dataclass(frozen=True)
+class _Truth:
+    """The truth in a model's place (`estimate.Estimates`), the merge where nobody knows it."""
+
+    truth: F32
+    known: NDArray[np.bool_] | None
+
+    def __call__(self, bracket: Bracket, alignments: object, merged: F32, *, progress: object = None) -> Estimate:
+        """All that an estimate can be."""
+        return Estimate(self.truth if self.known is None else np.where(self.known[..., None], self.truth, merged))
+
+
+def _held_truth(scene: Scene) -> F32:
+    """What the pipeline leaves of a perfect estimate: what the reference measured stays near the merge; what stood still is the merge."""
+    if scene.truth is None:
+        raise NotApplicable(f"{scene.name} has no ground truth: there is nothing to hold")
+    return reconstruct_radiance(scene.bracket, _Truth(scene.truth, scene.known)).radiance
+
+
 # ---- OpenCV ---------------------------------------------------------------------------------------------------------------
 
 CALIBRATION_PIXELS = 60_000
@@ -205,6 +224,9 @@ METHODS = {
         _learned("compact", DEFAULT_MODEL, "", "this project's compact network, told the response as classical is"),
         _learned("compact-auto", DEFAULT_MODEL, "auto", "this project's compact network, as used: the response fitted from the bracket"),
         Method("oracle", "the best weighted mean of motionless frames, knowing the truth: the ceiling", oracle, sees_truth=True),
+        Method(
+            "held-truth", "the truth in a network's place, held as its estimate is: the ceiling of networks", _held_truth, sees_truth=True
+        ),
     )
 }
 """Methods by name, in the order in which tables show them."""

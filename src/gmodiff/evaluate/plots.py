@@ -1,7 +1,7 @@
 """Plots of a summary: quality against time, clipping and motion, as PNG. Matplotlib loads when one is drawn.
 
 A method has one colour and one marker in every plot: eight colours that stay apart for colour-blind eyes (Okabe and Ito 2008), told
-apart further by their markers; the oracle is grey.
+apart further by their markers; what knows the truth is grey.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gmodiff.errors import MissingDependencyError
-from gmodiff.evaluate.tables import ORACLE, Statistic, Summary, value
+from gmodiff.evaluate.tables import CEILINGS, Statistic, Summary, value
 from gmodiff.writer import replacing
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#000000")
 MARKERS = "osD^vP*X<>"
-ORACLE_COLOUR = "#808080"
+CEILING_COLOUR = "#808080"
 
 SIZE_INCHES, DPI = (9.0, 5.6), 130
 LONGEST_NAME = 28
@@ -149,10 +149,10 @@ def _axes(of: Summary, vertical: str, horizontal: str) -> tuple[Figure, Axes]:
 def _styles(methods: Sequence[str]) -> dict[str, _Style]:
     """Colours repeat after eight methods, with broken lines; markers after ten, so that a pair of both repeats after forty."""
     styles = {}
-    for i, method in enumerate(m for m in methods if m != ORACLE):
+    for i, method in enumerate(m for m in methods if m not in CEILINGS):
         styles[method] = _Style(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], "-" if i < len(COLOURS) else "--", _name(method, i))
-    if ORACLE in methods:
-        styles[ORACLE] = _Style(ORACLE_COLOUR, "h", "-", ORACLE)
+    for ceiling, line in zip(CEILINGS, ("-", "--"), strict=True):
+        styles[ceiling] = _Style(CEILING_COLOUR, "h", line, ceiling)
     return {m: styles[m] for m in methods}
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from gmodiff.datasets.scene import Mask, Scene
 from gmodiff.evaluate.metrics import compress
 from gmodiff.evaluate.rows import Row
+from gmodiff.evaluate.tables import CEILINGS
 from gmodiff.radiometry import F32
 from gmodiff.writer import replacing
 
@@ -135,7 +136,7 @@ def contact_sheet(pictures: Path, rows: Sequence[Row]) -> Picture | None:
     truth = _load(pictures / "truth.jpg")
     results = _of_methods(pictures, rows, ".jpg", shape)
     errors = _of_methods(pictures, rows, ".error.jpg", shape)
-    boxes = most_different({m: p for m, p in results.items() if m != "oracle"}, _crop_side(len(results) + 1, shape))
+    boxes = most_different({m: p for m, p in results.items() if m not in CEILINGS}, _crop_side(len(results) + 1, shape))
     facts: dict[str, Any] = next((r["facts"] for r in rows if r["facts"]), {})
     stops = facts.get("stops", [])
     inputs = [(p, f"frame {i + 1}" + (f", {stops[i]:+g} stops" if i < len(stops) else "")) for i, p in enumerate(frames)]

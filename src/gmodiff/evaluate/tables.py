@@ -23,7 +23,9 @@ from gmodiff.evaluate.rows import Row, latest
 F64 = NDArray[np.float64]
 
 RESAMPLES, BOOTSTRAP_SEED = 10_000, 20_251
-BASELINE, ORACLE = "classical", "oracle"
+BASELINE = "classical"
+CEILINGS = ("oracle", "held-truth")
+"""Methods that know the truth: nobody's rivals."""
 """What the others are compared with, and who knows the truth and therefore wins nothing."""
 
 MASKS = ("motion", "clipped", "dark")
@@ -104,7 +106,7 @@ class Summary:
     metrics: every metric that has a value, masks included, in the order of their columns.
     shared: method to metric to Statistic over the common scenes (over a method's own scenes where there are no common ones).
     own: the same over each method's own scenes. In `shared` a metric counts the scenes where every method that has it has a value.
-    wins: common scenes on which the method has the best psnr_mu of all but the oracle, draws counting for each; the oracle has none.
+    wins: common scenes on which the method has the best psnr_mu of all but CEILINGS, draws counting for each; those have none.
     failed: number of failed rows. seconds, peak_mb: medians over the scenes of `shared`, where known.
     differences: of each other compared method to the baseline. rows: (scene, method) to its last row. notes: what was left out.
     """
@@ -266,7 +268,7 @@ def _shared(
 
 
 def _wins(by: Mapping[tuple[str, str], Row], scenes: Sequence[str], methods: Sequence[str]) -> dict[str, int]:
-    wins = {m: 0 for m in methods if m != ORACLE}
+    wins = {m: 0 for m in methods if m not in CEILINGS}
     for scene in scenes:
         scored = {m: v for m in wins if (v := value(by.get((scene, m)), "psnr_mu")) is not None}
         for method in scored:
@@ -287,7 +289,7 @@ def _medians(by: Mapping[tuple[str, str], Row], scenes: Sequence[str], methods: 
 def _differences(by: Mapping[tuple[str, str], Row], scenes: Sequence[str], methods: Sequence[str]) -> tuple[Difference, ...]:
     if not methods:
         return ()
-    baseline = BASELINE if BASELINE in methods else next((m for m in methods if m != ORACLE), methods[0])
+    baseline = BASELINE if BASELINE in methods else next((m for m in methods if m not in CEILINGS), methods[0])
     base = _values(by, scenes, baseline, "psnr_mu")
     found = []
     for method in methods:
@@ -402,9 +404,9 @@ def _column(methods: Sequence[str], statistics: Mapping[str, Mapping[str, Statis
 
 
 def best_of(values: Mapping[str, float], metric: str) -> set[str]:
-    """Methods whose value, as printed, is the best; the oracle does not count, and nobody is best alone."""
+    """Methods whose value, as printed, is the best; CEILINGS do not count, and nobody is best alone."""
     how = metric_of(metric)
-    shown = {m: round(v, how.decimals) for m, v in values.items() if m != ORACLE}
+    shown = {m: round(v, how.decimals) for m, v in values.items() if m not in CEILINGS}
     if len(shown) < 2:
         return set()
     top = min(shown.values()) if how.lower else max(shown.values())
@@ -533,7 +535,12 @@ def scene_table(of: Summary) -> Table | None:
         rows.append((Cell(scene), *told, *cells))
     heads = ("scene", *(SCENE_FACTS[k][0] for k in keys), *of.methods)
     return Table(
-        "scenes", f"{of.dataset}: PSNR-mu by scene", heads, tuple(rows), ("Bold: the best, the oracle left aside.",), texts=1 + len(keys)
+        "scenes",
+        f"{of.dataset}: PSNR-mu by scene",
+        heads,
+        tuple(rows),
+        ("Bold: the best, what knows the truth left aside.",),
+        texts=1 + len(keys),
     )
 
 
@@ -564,7 +571,8 @@ def _main_notes(of: Summary) -> tuple[str, ...]:
         notes.append(f"Fewer than {FEWEST_FOR_INTERVAL} scenes: no intervals.")
     if any(of.wins.values()):
         notes.append(
-            f"wins: scenes with the best PSNR-mu, of {_count(len(of.common), 'scene')}. Bold: the best. The oracle is left aside in both."
+            f"wins: scenes with the best PSNR-mu, of {_count(len(of.common), 'scene')}. Bold: the best. "
+            "What knows the truth is left out of both."
         )
     if of.seconds or of.peak_mb:
         notes.append("Seconds and MB are medians.")
