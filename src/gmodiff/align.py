@@ -46,9 +46,9 @@ _APART_STOPS, _APART_SHARE = 0.3, 0.001
 """Local motion is sought where more than the second of the pixels disagree by more than the first: a small thing that moved far is
 nothing in a mean over the picture."""
 
-_CLEARLY, _LOCALLY, _LOCALLY_STOPS = 0.97, 0.8, 0.03
-"""A motion that leaves more than this share of the error is dropped: that of the whole frame, and of what moves in it. The latter is
-dropped as well where it takes away less than so many stops: what differs so little did not move."""
+_CLEARLY, _LOCALLY, _LOCALLY_STOPS = 0.97, 0.8, 0.06
+"""A motion that leaves more than this share of the error is dropped: that of the whole frame, and of what moves in it. Where the camera
+stood still, the latter is dropped as well where it takes away less than so many stops: what differs so little did not move."""
 
 
 @dataclass(frozen=True)
@@ -274,7 +274,9 @@ def _align_pair(a: _Small, b: _Small, response: CameraResponse, shape: tuple[int
     if dense and np.isfinite(after):
         alike = np.asarray(np.rint(tone_table(reference, seen, inside)), np.uint8)[seen]
         if np.count_nonzero(_apart(reference, alike, stops)[inside] > _APART_STOPS) > _APART_SHARE * reference.size:
-            flow = _worthwhile(find_flow(reference, alike, inside, best is None), reference, alike, inside, stops)
+            found = find_flow(reference, alike, inside, best is None)
+            if found is not None and _pays(found, reference, alike, inside, stops, _LOCALLY_STOPS if best is None else 0.0):
+                flow = found
     if flow is not None:
         after = _error(reference, np.asarray(moved_by(seen, flow.displacement), np.uint8), inside, stops)
     if best is None and flow is None:
@@ -292,16 +294,14 @@ def _align_pair(a: _Small, b: _Small, response: CameraResponse, shape: tuple[int
     )
 
 
-def _worthwhile(flow: Flow | None, reference: U8, frame: U8, inside: NDArray[np.bool_], stops: float) -> Flow | None:
-    """The flow if it lowers what frames disagree by where it moves something; None if not."""
-    if flow is None:
-        return None
+def _pays(flow: Flow, reference: U8, frame: U8, inside: NDArray[np.bool_], stops: float, least: float) -> bool:
+    """Does a flow lower what frames disagree by where it moves something, clearly and by so many stops?"""
     moving = inside & (np.hypot(flow.displacement[..., 0], flow.displacement[..., 1]) > STILL_PX)
+    if np.count_nonzero(moving) == 0:
+        return False
     bent = np.asarray(moved_by(frame, flow.displacement), np.uint8)
-    if not moving.any():
-        return None
     before, after = (float(_apart(reference, p, stops)[moving].mean()) for p in (frame, bent))
-    return flow if after < min(_LOCALLY * before, before - _LOCALLY_STOPS) else None
+    return after < min(_LOCALLY * before, before - least)
 
 
 def _after_homography(displacement_px: F32, motion: F64 | None, height: int, width: int) -> F32:
@@ -323,13 +323,13 @@ def _after_homography(displacement_px: F32, motion: F64 | None, height: int, wid
 
 
 def _apart(reference: U8, frame: U8, stops: float) -> F32:
-    """(h, w) disagreement in stops of two frames of like tones, each pixel's limited to one; 0 where neither measured.
+    """(h, w) disagreement in stops of two frames of like tones, each pixel's limited to one; 0 where both clip or both are black.
 
-    Where one clips and the other does not, that counts too: often it is all that is seen of a bright thing that moved.
+    Where one clips and the other does not, that counts: often it is all that is seen of a bright thing that moved.
     """
     a, b = (np.asarray(cv2.GaussianBlur(p, (0, 0), 1.2), np.uint8) for p in (reference, frame))
-    measured = ((reference > 1) & (reference < 254)) | ((frame > 1) & (frame < 254))
-    return np.asarray(np.minimum(cv2.absdiff(a, b) * np.float32(stops / 255), 1) * measured, np.float32)
+    alike = ((reference <= 1) & (frame <= 1)) | ((reference >= 254) & (frame >= 254))
+    return np.asarray(np.minimum(cv2.absdiff(a, b) * np.float32(stops / 255), 1) * ~alike, np.float32)
 
 
 def _error(reference: U8, frame: U8, where: NDArray[np.bool_], stops: float) -> float:

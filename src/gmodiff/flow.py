@@ -23,17 +23,23 @@ STILL_PX = 0.5
 _LEAST_SIDE = 32
 _WINDOW_PX = 9
 
-UNSURE_PX, UNSURE_SHARE = 0.1, 0.05
-LOOP_PX, LOOP_SHARE = 0.6, 0.1
-"""How uncertain a believed flow may be, and how far from its beginning the way back may end: in pixels, and as a share of its length.
-What moves far is blurred, turned and half hidden, and found a pixel or two beside its place it is far better than left where it was
-(the second bound after Sundaram et al. 2010, "Dense point trajectories by GPU-accelerated large displacement optical flow", equation 5)."""
+_UNSURE_PX, _UNSURE_SHARE = 0.1, 0.05
+_LOOP_PX, _LOOP_SHARE = 0.6, 0.1
+_FAR_PX = 8
+"""How uncertain a proven flow may be, and how far from its beginning the way back may end: in pixels, and as a share of its length. What
+moves far is blurred, turned and half hidden, and found a pixel or two beside its place it is far better than left where it was (a bound
+that grows with length after Sundaram et al. 2010, "Dense point trajectories by GPU-accelerated large displacement optical flow"; theirs is
+hard and of both lengths). It grows no more from _FAR_PX on: along the gradient of a sky, whose tones two exposures never show quite alike,
+a flow glides as far as it may."""
 
-MOST_PER_PROVEN = 30
+_MOST_PER_PROVEN = 10
 """Pixels that may follow one whose flow is proven; what is more is noise that a few chance matches lead."""
 
-STILL_SHARE = 0.3
-"""What a pixel that is explained by standing still counts for, beside one whose flow is proven."""
+_STILL_WEIGHT, _CLIPPED_WEIGHT = 0.3, 0.005
+"""What a pixel that is explained by standing still counts for beside one whose flow is proven, and what one counts for that clips in both
+frames: it says nothing, but a whole white sky does not go with what passes before it."""
+_EXPLAINED, _NOISE_CODES = 1.1, 0.3
+"""Standing still explains a pixel where it leaves at most so many times the difference that the flow leaves, and so many codes more."""
 _BELIEVED_FROM, _BELIEVED_WHOLE = 0.1, 0.4
 """Share of proven flow among the evidence around from which a flow is followed a little, and wholly."""
 
@@ -69,12 +75,15 @@ def find_flow(reference: U8, frame: U8, inside: NDArray[np.bool_], still: bool) 
     if _moving_share(*_both_ways(glance[0], glance[1])[:2], glance[2], STILL_PX / 2) < LEAST_AREA:
         return None  # the usual case: a quarter of the work tells
     forward, evidence, coverage = _both_ways(reference, frame)
-    if _moving_share(forward, evidence, inside, STILL_PX) < LEAST_AREA:
+    proven = _moving_share(forward, evidence, inside, STILL_PX)
+    if proven < LEAST_AREA:
         return None
     evidence *= inside
-    flow = _followed(reference, frame, inside, forward, evidence)[..., None] * forward
-    followed = np.hypot(flow[..., 0], flow[..., 1]) > STILL_PX
-    if np.count_nonzero(followed & inside) > MOST_PER_PROVEN * _moving_share(forward, evidence, inside, STILL_PX) * reference.size:
+    share = _followed(reference, frame, inside, forward, evidence)
+    flow = share[..., None] * forward
+    coverage = 1 - share * (1 - coverage)  # what is not followed stays where it is, and is not hidden there
+    followed = np.hypot(flow[..., 0], flow[..., 1]) > 2 * STILL_PX  # less is noise in any case
+    if np.count_nonzero(followed & inside) > _MOST_PER_PROVEN * proven * reference.size:
         return None
     if still:
         # Below the threshold the frame is sampled at whole pixels, which leaves them as they are to the last bit.
@@ -88,8 +97,11 @@ def _followed(reference: U8, frame: U8, inside: NDArray[np.bool_], flow: F32, ev
     near = (_WINDOW_PX, _WINDOW_PX)
     after = cv2.blur(cv2.absdiff(reference, np.asarray(moved_by(frame, flow), np.uint8)).astype(np.float32), near)
     before = cv2.blur(cv2.absdiff(reference, frame).astype(np.float32), near)
-    measured = cv2.blur(((reference > 1) & (reference < 254) & inside).astype(np.float32), near)
-    stays = np.clip(1 - (before - 1.1 * after - 0.3) / (0.1 * after + 0.3), 0, 1) * measured * (1 - evidence) * STILL_SHARE
+    # Black ground is no lamp's: only white may go with its outline.
+    told = cv2.blur(((reference < 254) & inside).astype(np.float32), near)
+    weight = _CLIPPED_WEIGHT + (_STILL_WEIGHT - _CLIPPED_WEIGHT) * told
+    left = (before - _EXPLAINED * after - _NOISE_CODES) / ((_EXPLAINED - 1) * after + _NOISE_CODES)
+    stays = weight * np.clip(1 - left, 0, 1) * (1 - evidence)
     either = evidence + stays
     share = _continue(np.asarray(evidence / np.maximum(either, 1e-3), np.float32), np.asarray(np.minimum(either, 1), np.float32))
     return np.asarray(np.clip((share - _BELIEVED_FROM) / (_BELIEVED_WHOLE - _BELIEVED_FROM), 0, 1), np.float32)
@@ -115,11 +127,12 @@ def _evidence(a: U8, b: U8, flow: F32, back: F32) -> tuple[F32, F32]:
     gx = np.asarray(cv2.Scharr(a, cv2.CV_32F, 1, 0, scale=1 / 32), np.float32)
     gy = np.asarray(cv2.Scharr(a, cv2.CV_32F, 0, 1, scale=1 / 32), np.float32)
     length = np.hypot(flow[..., 0], flow[..., 1])
+    far = np.minimum(length, _FAR_PX)
     # Cramer-Rao bound: the variance of a shift measured over n pixels is noise variance / (n * mean squared gradient).
     variance = (cv2.blur(after * after, near) + 1) / (20 * cv2.blur(gx * gx + gy * gy, near) + 1e-3)
-    certain = 1 / (1 + variance / (UNSURE_PX + UNSURE_SHARE * length) ** 2)
+    certain = 1 / (1 + variance / (_UNSURE_PX + _UNSURE_SHARE * far) ** 2)
     loop = flow + moved_by(back, flow)
-    returns = np.exp(-(loop[..., 0] ** 2 + loop[..., 1] ** 2) / (LOOP_PX**2 + (LOOP_SHARE * length) ** 2))
+    returns = np.exp(-(loop[..., 0] ** 2 + loop[..., 1] ** 2) / (_LOOP_PX**2 + (_LOOP_SHARE * far) ** 2))
     # The farther a flow leads, the clearer it must pay: by a fifth from one pixel on.
     helps = cv2.blur(after, near) < cv2.blur(before, near) * (1.02 - 0.22 * np.minimum(length, 1)) + 0.2
     evidence = np.clip((certain * returns * helps - 0.25) / 0.5, 0, 1)

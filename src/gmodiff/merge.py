@@ -63,6 +63,7 @@ MOTION_GAP_STOPS = 0.08
 
 COVERED = 0.9
 """Coverage from which a frame may contradict."""
+
 FOLLOWED_PX = 2.0
 """Dense motion on alignment's working grid beyond which a thing moved by itself; parallax of a hand-held set is mostly less."""
 
@@ -163,17 +164,23 @@ def merge(
 
         for_each_strip(fill, height)
     if moved is not None:
-        _add_followed(moved, alignments, width)
+        _add_followed(moved, alignments, (height, width))
     return Merged(radiance, provenance, moved, source)
 
 
-def _add_followed(moved: F32, alignments: Sequence[Alignment | None], width: int) -> None:
-    """Into `Merged.moved`, in place: what alignment followed somewhere else moved too, though no frame contradicts the reference now."""
+def _add_followed(moved: F32, alignments: Sequence[Alignment | None], shape: tuple[int, int]) -> None:
+    """Into `Merged.moved`, in place: what alignment found somewhere else moved too, though no frame contradicts the reference now."""
     for alignment in alignments:
-        if alignment is not None and alignment.flow is not None:
-            length = np.hypot(alignment.flow[..., 0], alignment.flow[..., 1]) * (alignment.flow.shape[1] / width)
-            far = cv2.resize((length > FOLLOWED_PX).astype(np.float32), moved.shape[::-1], interpolation=cv2.INTER_AREA)
-            np.maximum(moved, far, out=moved)
+        if alignment is None or alignment.flow is None:
+            continue
+        size = alignment.flow.shape[:2]
+        far = np.hypot(alignment.flow[..., 0], alignment.flow[..., 1]) * (size[1] / shape[1]) > FOLLOWED_PX
+        if alignment.coverage is not None:
+            far &= cv2.resize(alignment.coverage, size[::-1], interpolation=cv2.INTER_LINEAR) > COVERED * 255
+        # Cells reach beyond the picture where they do not divide it.
+        beyond = [round(s * (c * MOTION_CELL_PX / whole - 1)) for s, c, whole in zip(size, moved.shape, shape, strict=True)]
+        padded = np.pad(far.astype(np.float32), ((0, beyond[0]), (0, beyond[1])))
+        np.maximum(moved, cv2.resize(padded, moved.shape[::-1], interpolation=cv2.INTER_AREA), out=moved)
 
 
 def _tolerance(bracket: Bracket) -> float:
