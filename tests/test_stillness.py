@@ -41,15 +41,18 @@ def test_motion_is_seen_where_it_is_and_nowhere_else():
     assert (stillness[:, 300 // MOTION_CELL_PX :] == 1).all()
 
 
-@pytest.mark.parametrize(("length", "counts"), [(6.0, True), (1.0, False)])
-def test_what_alignment_followed_far_moved_though_nothing_contradicts_it(length, counts):
-    bracket = photos([np.full((HEIGHT, WIDTH, 3), 0.3, np.float32)] * 3)
-    flow = np.zeros((HEIGHT // 2, WIDTH // 2, 2), np.float32)  # on a grid of half the size, in pixels of the whole
-    flow[20:40, 30:50, 0] = 2 * length
-    merged = merge(bracket, [Alignment(flow=flow), Alignment(), Alignment()], with_motion=True)
-    there = (slice(48 // MOTION_CELL_PX, 72 // MOTION_CELL_PX), slice(68 // MOTION_CELL_PX, 92 // MOTION_CELL_PX))
-    assert (merged.moved[there] == counts).all()
-    assert not merged.moved[:, 120 // MOTION_CELL_PX :].any()
+@pytest.mark.parametrize(("length", "coverage", "counts"), [(6.0, 255, True), (1.0, 255, False), (6.0, 0, False)])
+@pytest.mark.parametrize(("height", "width"), [(200, 480), (198, 474)])
+def test_what_alignment_followed_far_moved_though_nothing_contradicts_it(height, width, length, coverage, counts):
+    bracket = photos([np.full((height, width, 3), 0.3, np.float32)] * 3)
+    flow = np.zeros((height // 2, width // 2, 2), np.float32)  # on a grid of half the size, in pixels of the whole
+    flow[80:96, 200:216, 0] = 2 * length
+    alignment = Alignment(flow=flow, coverage=np.full(flow.shape[:2], coverage, np.uint8))
+    moved = merge(bracket, [alignment, Alignment(), Alignment()], with_motion=True).moved
+    there = (slice(160 // MOTION_CELL_PX, 192 // MOTION_CELL_PX), slice(400 // MOTION_CELL_PX, 432 // MOTION_CELL_PX))
+    assert (abs(moved[there] - counts) < 0.02).all()
+    moved[there] = 0
+    assert (moved < 0.02).all()
 
 
 def test_it_is_asked_for_and_changes_nothing_else():

@@ -47,8 +47,8 @@ _APART_STOPS, _APART_SHARE = 0.3, 0.001
 nothing in a mean over the picture."""
 
 _CLEARLY, _LOCALLY, _LOCALLY_STOPS = 0.97, 0.8, 0.06
-"""A motion that leaves more than this share of the error is dropped: that of the whole frame, and of what moves in it. Where the camera
-stood still, the latter is dropped as well where it takes away less than so many stops: what differs so little did not move."""
+"""A motion that leaves more than this share of the error is dropped: that of the whole frame, and of what moves in it. The latter is
+dropped as well where it takes away less than so many stops: what differs so little is not worth what bending costs in sharpness."""
 
 
 @dataclass(frozen=True)
@@ -256,7 +256,7 @@ def _exposure_ratio(a: _Small, b: _Small, response: CameraResponse) -> float:
 
 
 def _align_pair(a: _Small, b: _Small, response: CameraResponse, shape: tuple[int, int], dense: bool) -> Alignment:
-    """Each step in turn, kept only where it lowers the disagreement of the pixels that both frames measured."""
+    """Each step in turn, kept only where it lowers the disagreement: the first of the pixels that both frames measured."""
     reference, frame, stops = _matched(a, b, response)
     height, width = reference.shape
     everywhere = np.ones(reference.shape, np.bool_)
@@ -275,7 +275,7 @@ def _align_pair(a: _Small, b: _Small, response: CameraResponse, shape: tuple[int
         alike = np.asarray(np.rint(tone_table(reference, seen, inside)), np.uint8)[seen]
         if np.count_nonzero(_apart(reference, alike, stops)[inside] > _APART_STOPS) > _APART_SHARE * reference.size:
             found = find_flow(reference, alike, inside, best is None)
-            if found is not None and _pays(found, reference, alike, inside, stops, _LOCALLY_STOPS if best is None else 0.0):
+            if found is not None and _pays(found, reference, alike, inside, stops):
                 flow = found
     if flow is not None:
         after = _error(reference, np.asarray(moved_by(seen, flow.displacement), np.uint8), inside, stops)
@@ -294,14 +294,14 @@ def _align_pair(a: _Small, b: _Small, response: CameraResponse, shape: tuple[int
     )
 
 
-def _pays(flow: Flow, reference: U8, frame: U8, inside: NDArray[np.bool_], stops: float, least: float) -> bool:
-    """Does a flow lower what frames disagree by where it moves something, clearly and by so many stops?"""
+def _pays(flow: Flow, reference: U8, frame: U8, inside: NDArray[np.bool_], stops: float) -> bool:
+    """Does a flow lower what frames disagree by where it moves something, clearly?"""
     moving = inside & (np.hypot(flow.displacement[..., 0], flow.displacement[..., 1]) > STILL_PX)
-    if np.count_nonzero(moving) == 0:
+    if np.count_nonzero(moving) < _LEAST_PIXELS:
         return False
     bent = np.asarray(moved_by(frame, flow.displacement), np.uint8)
     before, after = (float(_apart(reference, p, stops)[moving].mean()) for p in (frame, bent))
-    return after < min(_LOCALLY * before, before - least)
+    return after < min(_LOCALLY * before, before - _LOCALLY_STOPS)
 
 
 def _after_homography(displacement_px: F32, motion: F64 | None, height: int, width: int) -> F32:

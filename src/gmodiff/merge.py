@@ -56,7 +56,7 @@ REFERENCE_LEAN = 15.0
 
 
 MOTION_CELL_PX = 8
-"""Side of the cells in which contradictions are counted."""
+"""Side of the cells in which what moved is counted."""
 
 MOTION_GAP_STOPS = 0.08
 """How far apart a frame's interval and the reference's lie where one of them saw something else."""
@@ -113,7 +113,7 @@ def merge(
     progress: Callable[[float], None] | None = None,
 ) -> Merged:
     """Merge a bracket whose frames have been aligned to the reference. None as an alignment leaves that frame out.
-    with_motion: say also where frames contradict the reference (`Merged.moved`).   with_source: and which counted most.
+    with_motion: say also where things moved (`Merged.moved`).   with_source: and which counted most.
 
     The mean is weighted by inverse variance (Granados et al. 2010, equation 6; Robertson et al. 2003, section III), with a
     lean to the reference where it is well exposed.

@@ -22,11 +22,11 @@ from gmodiff.tiling import for_each_strip
 from gmodiff.upsampling import enlarged_rows
 
 NEARBY_PX = 96
-"""How far from a contradiction an estimate is still followed, in pixels of a picture of up to SIZE_PX, more in larger ones: an
+"""How far from what moved an estimate is still followed, in pixels of a picture of up to SIZE_PX, more in larger ones: an
 object that moved over a clipped window contradicts nothing there, but beside it."""
 SIZE_PX = 3_000_000
 MOVED_SHARE = 0.005
-"""Share of contradicting pixels nearby from which an estimate is followed whole."""
+"""Share of pixels nearby that moved from which an estimate is followed whole."""
 BRIGHTER_STOPS = 0.25
 """How much brighter than the merge an estimate may be where no photo measured: beyond that is invention."""
 FEATHER_PX = 9
