@@ -179,7 +179,7 @@ def test_unrelated_frames_are_left_alone():
     assert found.error_after <= found.error_before or found.is_identity
 
 
-@pytest.mark.parametrize("size", [(33, 47), (16, 16), (40, 900), (16, 33000)])
+@pytest.mark.parametrize("size", [(33, 47), (16, 16), (40, 900), (16, 33000), (1, 500), (500, 1), (2, 400)])
 def test_odd_sizes(size):
     scene = np.tile(textured(300, 300)[: size[0]], (1, 110, 1))[:, : size[1]]
     bracket = Bracket((photo(scene, -2.0, "a"), photo(scene, 0.0, "b"), photo(scene, 2.0, "c")), 1, RESPONSE)

@@ -262,7 +262,7 @@ def _align_pair(a: _Small, b: _Small, response: CameraResponse, shape: tuple[int
     everywhere = np.ones(reference.shape, np.bool_)
     before = after = _error(reference, frame, everywhere, stops)
     best, seen, inside = None, frame, everywhere
-    if np.isfinite(before):
+    if np.isfinite(before) and min(height, width) > 1:  # a line has no phase to correlate
         for motion in find_homography(reference, frame):
             moved, common = warped(frame, motion)
             if displacement(motion, height, width).max() < _LEAST_GLOBAL_PX or common.mean() < 0.3:
