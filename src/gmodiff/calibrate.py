@@ -110,7 +110,8 @@ def calibrate(
 
     ratios = [r if math.isfinite(r) else k for r, k in zip(choice.ratios, known, strict=True)]
     exposures = np.exp2(np.concatenate([[0.0], np.cumsum(ratios)]))
-    scale = (frames[reference].exposure if exposures_known else 1.0) / exposures[reference]
+    exposures /= exposures[reference]  # the reference's is 1 to the last bit
+    scale = frames[reference].exposure if exposures_known else 1.0
     left = _disagreements(samples, choice.response, ratios)
     before = _disagreements(samples, CameraResponse.named("srgb"), ratios)
     notes = _notes(frames, known, exposure_source, choice, samples, left, response is not None)
