@@ -10,6 +10,7 @@ import pytest
 from gmodiff.errors import FileFormatError, InputError
 from gmodiff.evaluate.methods import METHODS, _shifted, method
 from gmodiff.evaluate.metrics import Scorer, fitted_scale
+from gmodiff.evaluate.tables import CEILINGS
 from gmodiff.image import HDRImage
 from gmodiff.writer import write
 from scenes import small_scene
@@ -39,6 +40,10 @@ def test_merging_a_still_scene_beats_its_reference(still, name):
 def test_the_oracle_is_the_ceiling(still):
     best = score(METHODS["oracle"], still)
     assert all(best > score(m, still) for m in METHODS.values() if m.name not in ("oracle", "held-truth", *LEARNED))
+
+
+def test_whoever_sees_the_truth_wins_nothing():
+    assert {m.name for m in METHODS.values() if m.sees_truth} == set(CEILINGS)
 
 
 def test_the_held_truth_is_above_every_merge_and_network_but_not_the_truth():

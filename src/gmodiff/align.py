@@ -272,11 +272,7 @@ def _align_pair(a: _Small, b: _Small, response: CameraResponse, shape: tuple[int
                 best, seen, inside, after = motion, moved, common, error
     flow = None
     if dense and np.isfinite(after):
-        alike = np.asarray(np.rint(tone_table(reference, seen, inside)), np.uint8)[seen]
-        if np.count_nonzero(_apart(reference, alike, stops)[inside] > _APART_STOPS) > _APART_SHARE * reference.size:
-            found = find_flow(reference, alike, inside, best is None)
-            if found is not None and _pays(found, reference, alike, inside, stops):
-                flow = found
+        flow = _local_motion(reference, seen, inside, best is None, stops)
     if flow is not None:
         after = _error(reference, np.asarray(moved_by(seen, flow.displacement), np.uint8), inside, stops)
     if best is None and flow is None:
@@ -294,14 +290,21 @@ def _align_pair(a: _Small, b: _Small, response: CameraResponse, shape: tuple[int
     )
 
 
-def _pays(flow: Flow, reference: U8, frame: U8, inside: NDArray[np.bool_], stops: float) -> bool:
-    """Does a flow lower what frames disagree by where it moves something, clearly?"""
-    moving = inside & (np.hypot(flow.displacement[..., 0], flow.displacement[..., 1]) > STILL_PX)
+def _local_motion(reference: U8, frame: U8, inside: NDArray[np.bool_], still: bool, stops: float) -> Flow | None:
+    """Dense motion of a registered frame, if something is apart and the flow clearly lowers that where it moves something."""
+    alike = np.asarray(np.rint(tone_table(reference, frame, inside)), np.uint8)[frame]
+    apart = _apart(reference, alike, stops)
+    if np.count_nonzero(apart[inside] > _APART_STOPS) <= _APART_SHARE * reference.size:
+        return None
+    found = find_flow(reference, alike, inside, still)
+    if found is None:
+        return None
+    moving = inside & (np.hypot(found.displacement[..., 0], found.displacement[..., 1]) > STILL_PX)
     if np.count_nonzero(moving) < _LEAST_PIXELS:
-        return False
-    bent = np.asarray(moved_by(frame, flow.displacement), np.uint8)
-    before, after = (float(_apart(reference, p, stops)[moving].mean()) for p in (frame, bent))
-    return after < min(_LOCALLY * before, before - _LOCALLY_STOPS)
+        return None
+    bent = np.asarray(moved_by(alike, found.displacement), np.uint8)
+    before, after = (float(a[moving].mean()) for a in (apart, _apart(reference, bent, stops)))
+    return found if after < min(_LOCALLY * before, before - _LOCALLY_STOPS) else None
 
 
 def _after_homography(displacement_px: F32, motion: F64 | None, height: int, width: int) -> F32:

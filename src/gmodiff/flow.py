@@ -74,12 +74,12 @@ def find_flow(reference: U8, frame: U8, inside: NDArray[np.bool_], still: bool) 
     glance = [np.asarray(cv2.resize(p, half, interpolation=cv2.INTER_AREA), np.uint8) for p in (reference, frame, inside.astype(np.uint8))]
     if _moving_share(*_both_ways(glance[0], glance[1])[:2], glance[2], STILL_PX / 2) < LEAST_AREA:
         return None  # the usual case: a quarter of the work tells
-    forward, evidence, coverage = _both_ways(reference, frame)
+    forward, evidence, coverage, before, after = _both_ways(reference, frame)
     proven = _moving_share(forward, evidence, inside, STILL_PX)
     if proven < LEAST_AREA:
         return None
     evidence *= inside
-    share = _followed(reference, frame, inside, forward, evidence)
+    share = _followed(evidence, before, after, (reference < 254) & inside)
     flow = share[..., None] * forward
     coverage = 1 - share * (1 - coverage)  # what is not followed stays where it is, and is not hidden there
     followed = np.hypot(flow[..., 0], flow[..., 1]) > 2 * STILL_PX  # less is noise in any case
@@ -92,13 +92,13 @@ def find_flow(reference: U8, frame: U8, inside: NDArray[np.bool_], still: bool) 
     return Flow(np.asarray(flow, np.float32), np.asarray(np.rint(255 * coverage), np.uint8))
 
 
-def _followed(reference: U8, frame: U8, inside: NDArray[np.bool_], flow: F32, evidence: F32) -> F32:
-    """(h, w) 0..1: how far to follow a flow: as its evidence says, against that of pixels that standing still explains as well."""
-    near = (_WINDOW_PX, _WINDOW_PX)
-    after = cv2.blur(cv2.absdiff(reference, np.asarray(moved_by(frame, flow), np.uint8)).astype(np.float32), near)
-    before = cv2.blur(cv2.absdiff(reference, frame).astype(np.float32), near)
-    # Black ground is no lamp's: only white may go with its outline.
-    told = cv2.blur(((reference < 254) & inside).astype(np.float32), near)
+def _followed(evidence: F32, before: F32, after: F32, unclipped: NDArray[np.bool_]) -> F32:
+    """(h, w) 0..1: how far to follow a flow: as its evidence says, against that of pixels that standing still explains as well.
+
+    before, after: (h, w) what differs around a pixel without and with the flow.   unclipped: (h, w), what no white outline takes along;
+    black ground is no lamp's.
+    """
+    told = cv2.blur(unclipped.astype(np.float32), (_WINDOW_PX, _WINDOW_PX))
     weight = _CLIPPED_WEIGHT + (_STILL_WEIGHT - _CLIPPED_WEIGHT) * told
     left = (before - _EXPLAINED * after - _NOISE_CODES) / ((_EXPLAINED - 1) * after + _NOISE_CODES)
     stays = weight * np.clip(1 - left, 0, 1) * (1 - evidence)
@@ -107,8 +107,8 @@ def _followed(reference: U8, frame: U8, inside: NDArray[np.bool_], flow: F32, ev
     return np.asarray(np.clip((share - _BELIEVED_FROM) / (_BELIEVED_WHOLE - _BELIEVED_FROM), 0, 1), np.float32)
 
 
-def _both_ways(a: U8, b: U8) -> tuple[F32, F32, F32]:
-    """Flow from a to b, with its evidence and coverage."""
+def _both_ways(a: U8, b: U8) -> tuple[F32, F32, F32, F32, F32]:
+    """Flow from a to b, and what `_evidence` says of it."""
     search: Any = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     forward, back = (np.asarray(search.calc(*pair, None), np.float32) for pair in ((a, b), (b, a)))
     return forward, *_evidence(a, b, forward, back)
@@ -119,8 +119,10 @@ def _moving_share(flow: F32, evidence: F32, inside: NDArray[Any], least_px: floa
     return float(moving.mean())
 
 
-def _evidence(a: U8, b: U8, flow: F32, back: F32) -> tuple[F32, F32]:
-    """How far a flow from a to b deserves belief, and how far it is not disproved: both (h, w) float32, 0..1."""
+def _evidence(a: U8, b: U8, flow: F32, back: F32) -> tuple[F32, F32, F32, F32]:
+    """How far a flow from a to b deserves belief, and how far it is not disproved, (h, w) float32, 0..1; and the mean difference around
+    each pixel without and with it, in codes.
+    """
     near = (_WINDOW_PX, _WINDOW_PX)
     after = cv2.absdiff(a, np.asarray(moved_by(b, flow), np.uint8)).astype(np.float32)
     before = cv2.absdiff(a, b).astype(np.float32)
@@ -134,10 +136,11 @@ def _evidence(a: U8, b: U8, flow: F32, back: F32) -> tuple[F32, F32]:
     loop = flow + moved_by(back, flow)
     returns = np.exp(-(loop[..., 0] ** 2 + loop[..., 1] ** 2) / (_LOOP_PX**2 + (_LOOP_SHARE * far) ** 2))
     # The farther a flow leads, the clearer it must pay: by a fifth from one pixel on.
-    helps = cv2.blur(after, near) < cv2.blur(before, near) * (1.02 - 0.22 * np.minimum(length, 1)) + 0.2
+    left_before, left_after = (np.asarray(cv2.blur(apart, near), np.float32) for apart in (before, after))
+    helps = left_after < left_before * (1.02 - 0.22 * np.minimum(length, 1)) + 0.2
     evidence = np.clip((certain * returns * helps - 0.25) / 0.5, 0, 1)
     coverage = 1 - np.clip((certain - 0.3) / 0.4, 0, 1) * (1 - returns)
-    return np.asarray(evidence, np.float32), np.asarray(coverage, np.float32)
+    return np.asarray(evidence, np.float32), np.asarray(coverage, np.float32), left_before, left_after
 
 
 def moved_by(image: NDArray[Any], flow: F32) -> NDArray[Any]:
@@ -149,7 +152,7 @@ def moved_by(image: NDArray[Any], flow: F32) -> NDArray[Any]:
 
 
 def _continue(values: F32, weight: F32) -> F32:
-    """A smooth picture that follows another, (h, w), where weight is, and continues it elsewhere, to zero far away (pyramid of means)."""
+    """A smooth picture that follows another, (h, w), where weight is, and continues it elsewhere (pyramid of means)."""
     height, width = weight.shape
     if min(height, width) < 4:
         mean = float((values * weight).sum()) / (float(weight.sum()) + 0.02 * weight.size)

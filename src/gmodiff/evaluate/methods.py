@@ -224,9 +224,7 @@ METHODS = {
         _learned("compact", DEFAULT_MODEL, "", "this project's compact network, told the response as classical is"),
         _learned("compact-auto", DEFAULT_MODEL, "auto", "this project's compact network, as used: the response fitted from the bracket"),
         Method("oracle", "the best weighted mean of motionless frames, knowing the truth: the ceiling", oracle, sees_truth=True),
-        Method(
-            "held-truth", "the truth in a network's place, held as its estimate is: the ceiling of networks", _held_truth, sees_truth=True
-        ),
+        Method("held-truth", "the truth in a network's place, held as its estimate is", _held_truth, sees_truth=True),
     )
 }
 """Methods by name, in the order in which tables show them."""

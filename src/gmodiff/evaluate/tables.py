@@ -23,10 +23,8 @@ from gmodiff.evaluate.rows import Row, latest
 F64 = NDArray[np.float64]
 
 RESAMPLES, BOOTSTRAP_SEED = 10_000, 20_251
-BASELINE = "classical"
-CEILINGS = ("oracle", "held-truth")
-"""Methods that know the truth: nobody's rivals."""
-"""What the others are compared with, and who knows the truth and therefore wins nothing."""
+BASELINE, CEILINGS = "classical", ("oracle", "held-truth")
+"""What the others are compared with, and who knows the truth (`Method.sees_truth`) and therefore wins nothing."""
 
 MASKS = ("motion", "clipped", "dark")
 NOTHING = "–"
