@@ -22,7 +22,6 @@ import numpy as np
 from gmodiff.datasets.scene import Mask
 from gmodiff.errors import InputError, MissingDependencyError
 from gmodiff.evaluate.metrics import ExtraMetric, GradientSimilarity, compress
-from gmodiff.floatfiles import first_line
 from gmodiff.radiometry import F32
 from gmodiff.tiling import threads
 
@@ -153,7 +152,7 @@ class PyiqaMetric:
             with _quiet():
                 self._metric = pyiqa.create_metric(name, device="cpu")
         except Exception as error:  # whatever a missing hub, file or network makes of it
-            raise InputError(f"{name}: pyiqa cannot load it ({first_line(str(error))}): are its weights there?") from None
+            raise InputError(f"{name}: pyiqa cannot load it ({(str(error).splitlines() or [type(error).__name__])[0]}): are its weights there?") from None
         self._torch = torch
         self.name, self.settings = name, f"pyiqa {getattr(pyiqa, '__version__', '?')}, no reference, on mu 5000 pictures"
 
