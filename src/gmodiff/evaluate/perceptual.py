@@ -152,7 +152,9 @@ class PyiqaMetric:
             with _quiet():
                 self._metric = pyiqa.create_metric(name, device="cpu")
         except Exception as error:  # whatever a missing hub, file or network makes of it
-            raise InputError(f"{name}: pyiqa cannot load it ({(str(error).splitlines() or [type(error).__name__])[0]}): are its weights there?") from None
+            raise InputError(
+                f"{name}: pyiqa cannot load it ({(str(error).splitlines() or [type(error).__name__])[0]}): are its weights there?"
+            ) from None
         self._torch = torch
         self.name, self.settings = name, f"pyiqa {getattr(pyiqa, '__version__', '?')}, no reference, on mu 5000 pictures"
 
