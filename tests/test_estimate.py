@@ -13,7 +13,7 @@ import gmodiff
 from gmodiff.align import Alignment, align, warp_rows
 from gmodiff.datasets.scene import Scene, with_masks
 from gmodiff.errors import FileFormatError, InputError, MissingDependencyError
-from gmodiff.estimate import BESIDE_BRIGHT_PX, TILE_AREA_PX, Estimate, Estimator, _cores, _tile, frames_for
+from gmodiff.estimate import BESIDE_BRIGHT_PX, TILE_AREA_PX, Estimate, Estimator, frames_for
 from gmodiff.gainmap import mu_gain, radiance_from_mu_gain
 from gmodiff.image import Bracket
 from gmodiff.merge import merge
@@ -23,6 +23,7 @@ from gmodiff.provenance import ALIGNED, INFERRED, REFERENCE
 from gmodiff.radiometry import CameraResponse
 from gmodiff.runtime import Card, load_model, shipped_models
 from gmodiff.simulate import Camera, simulate
+from gmodiff.tiling import tile_cores, tile_shape
 from scenes import small_scene
 from synthetic import photos, scene
 
@@ -87,11 +88,11 @@ def test_tiles_have_one_size_and_cover_the_stride(aligned):
 
 @pytest.mark.parametrize(("height", "width"), [(3000, 4000), (4000, 3000), (1500, 2000), (1001, 1501), (37, 51), (600, 9000)])
 def test_tiles_are_chosen_for_least_work(height, width):
-    rows, columns = _tile(height, width, None, CARD)
+    rows, columns = tile_shape(height, width, None, TILE_AREA_PX, CARD.halo_px, CARD.stride)
     assert rows % 32 == 0
     assert columns % 32 == 0
     assert rows * columns <= TILE_AREA_PX
-    count = len(_cores(height, rows, CARD.halo_px)) * len(_cores(width, columns, CARD.halo_px))
+    count = len(tile_cores(height, rows, CARD.halo_px)) * len(tile_cores(width, columns, CARD.halo_px))
     assert count * rows * columns <= 1.2 * (height + 31) * (width + 31)
 
 

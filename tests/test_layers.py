@@ -32,7 +32,20 @@ ALLOWED = {
     # model, full_model: inside what runs torch, when somebody asks for it
     "runtime": {"errors", "full_model", "model", "radiometry", "tiling"},
     "refine": {"errors", "gainmap", "radiometry", "runtime", "upsampling"},
-    "estimate": {"align", "errors", "gainmap", "image", "provenance", "radiometry", "refine", "runtime", "tiling", "upsampling"},
+    "noise_reduction": {"errors", "image", "provenance", "radiometry", "runtime", "tiling"},
+    "estimate": {
+        "align",
+        "errors",
+        "gainmap",
+        "image",
+        "noise_reduction",
+        "provenance",
+        "radiometry",
+        "refine",
+        "runtime",
+        "tiling",
+        "upsampling",
+    },
     "full_estimate": {"align", "errors", "estimate", "gainmap", "image", "provenance", "radiometry", "runtime", "tiling"},
     "full_model": {"errors", "full_estimate", "machine", "model", "radiometry", "runtime"},
     "networks": {"errors", "estimate", "refine", "runtime"},
@@ -61,7 +74,7 @@ def imports(module: str) -> set[str]:
 
 
 FOLDERS = {
-    "datasets": set(ALLOWED) - {"runtime", "estimate", "full_estimate", "full_model", "pipeline"}
+    "datasets": set(ALLOWED) - {"runtime", "estimate", "noise_reduction", "full_estimate", "full_model", "pipeline"}
     | {"datasets", "decode", "exposure", "floatfiles", "reader"},
     "model": {"errors", "gainmap", "model"},
     # what merges a set is loaded in the worker, when it merges

@@ -17,15 +17,18 @@ from PIL import Image
 
 from gmodiff.datasets.dataset import open_dataset
 from gmodiff.datasets.held_out import HELD_OUT_FOLDERS, HELD_OUT_PHOTOS, TEST_CAMERAS, training_pictures
-from gmodiff.errors import InputError
+from gmodiff.errors import FileFormatError, InputError
+from gmodiff.model.noise_reducer import NoiseShape, read_noise_reducer
 from gmodiff.model.regressor import Regressor, Shape, full_gain
 from gmodiff.model.weights import read_weights
+from gmodiff.runtime import load_model
 from gmodiff.simulate import Camera
 from gmodiff.train import loop
 from gmodiff.train.crops import PER_FRAME, Batches, Place, cut, stack
 from gmodiff.train.losses import average_precision, errs, estimate_loss, full_size
-from gmodiff.train.recipes import MASK, REGRESSOR
+from gmodiff.train.recipes import MASK, NOISE, REGRESSOR
 from gmodiff.train.scenes import SceneStore, TrainingScene, draw, find_sources, render, simulated
+from gmodiff.train.shipping import ship
 from gmodiff.train.stages import INPUTS, begin
 from training_pictures import write_hdr
 
@@ -181,11 +184,11 @@ def test_every_array_of_a_crop_is_cut_turned_and_swapped_alike():
     codes = np.stack([place_of, place_of, place_of])
     half = place_of.astype(np.float16)
     table = np.repeat(np.arange(256, dtype=np.float32)[:, None], 3, axis=1)
-    scene = TrainingScene(codes, codes[..., 0], np.array([0, -2, 2], np.float32), table, half, half, np.zeros((64, 64), bool))
+    scene = TrainingScene(codes, codes[..., 0], np.array([0, -2, 2], np.float32), table, table, half, half, np.zeros((64, 64), bool))
     for flip_x, flip_y, turn in np.ndindex(2, 2, 2):
         made = cut(scene, Place(0, 5, 9, bool(flip_x), bool(flip_y), bool(turn), (2, 0, 1)), 32)
         wanted = made["truth"] * 4  # relative to the short frame's white
-        for value in (made["merged"], made["encoded"] * 255, *made["linear"]):
+        for value in (made["merged"], made["encoded"] * 255, made["sigma"], *made["linear"]):
             torch.testing.assert_close(value, wanted)
         assert set(wanted[0].unique().tolist()) == {77.0}
         for covered in made["coverage"]:
@@ -222,6 +225,7 @@ def test_some_crops_are_means_of_twice_the_side(store):
     places = [p for step in range(8) for p in Batches(store, RECIPE)._places(step)]
     shrunk = [p for p in places if p.shrink == 2]
     assert 0 < len(shrunk) < len(places)
+    assert not [p for step in range(8) for p in Batches(store, replace(RECIPE, stage="noise"))._places(step) if p.shrink == 2]
     small, large = cut(store[shrunk[0].scene], shrunk[0], 32), cut(store[shrunk[0].scene], replace(shrunk[0], shrink=1), 64)
     for name, values in small.items():
         wanted = large[name] if name in PER_FRAME else torch.nn.functional.avg_pool2d(large[name], 2)
@@ -307,6 +311,35 @@ def test_training_lowers_the_loss_and_the_mask_learns_where_it_errs(store, tmp_p
     assert average_precision(torch.cat(scores), torch.cat(wrong)) > float(torch.cat(wrong).mean()) + 0.02
     with pytest.raises(InputError, match="finished regressor"):
         loop.train(mask, store, tmp_path / "n", workers=0)
+
+
+def test_noise_is_learned_gone_on_with_and_shipped_beside_a_regressor(store, tmp_path):
+    same_as = ("scenes", "batch", "crop_px", "check_scenes", "ema")
+    recipe = replace(NOISE, **{k: getattr(RECIPE, k) for k in same_as}, steps=300, save_every=150, warm_up=10, rate=4e-3)
+    loop.train(recipe, store, tmp_path / "whole", workers=0, say=lambda _: None)
+    loop.train(recipe, store, tmp_path / "parts", workers=0, say=lambda _: None, stop_after=150)
+    loop.train(recipe, store, tmp_path / "parts", workers=0, say=lambda _: None)
+    whole, parts = (read_noise_reducer(tmp_path / k / loop.WEIGHTS) for k in ("whole", "parts"))
+    assert same(whole[0].state_dict(), parts[0].state_dict())
+    assert whole[1]["steps"] == {"noise": 300}
+
+    seen = [Batches(store, recipe)[n] for n in range(20)]  # with four scenes there is nothing general to learn
+    stages = [begin(recipe, start) for start in (None, tmp_path / "whole" / loop.WEIGHTS)]
+    with torch.no_grad():
+        untrained, trained = (sum(float(s(b, 0)[0]) for b in seen) for s in stages)
+    assert trained < untrained
+    with pytest.raises(InputError, match="of another shape"):
+        begin(replace(recipe, noise=NoiseShape(widths=(8, 8))), tmp_path / "whole" / loop.WEIGHTS)
+
+    loop.train(RECIPE, store, tmp_path / "regressor", workers=0, say=lambda _: None)
+    card = tmp_path / "small.json"
+    made = ship(tmp_path / "regressor" / loop.WEIGHTS, card, tmp_path / "whole" / loop.WEIGHTS)
+    assert [p.name for p in made] == ["small.json", "small.onnx", "small.safetensors", "small-noise.onnx", "small-noise.safetensors"]
+    assert json.loads(card.read_text())["noise"]["steps"] == {"noise": 300}
+    model = load_model(str(card))
+    assert model.noise_reducer is not None
+    with pytest.raises(FileFormatError, match="expected weights of a noise"):
+        ship(tmp_path / "regressor" / loop.WEIGHTS, card, tmp_path / "regressor" / loop.WEIGHTS)
 
 
 def doubt(network, batch) -> tuple[torch.Tensor, torch.Tensor]:

@@ -117,6 +117,9 @@ def _numbers(_: click.Context, parameter: click.Parameter, text: str | None) -> 
               help="Side of the network's tiles, 384 or more (sd21: 512): less memory.")  # fmt: skip
 @click.option("--refine", type=float, default=0.0, show_default=True, metavar="0..1",
               help="How much of the refiner's detail goes in where the network doubts its estimate; for models that have one.")  # fmt: skip
+@click.option(
+    "--keep-noise", is_flag=True, help="Do not reduce noise where the reference measured; photos of ISO 800 and less keep it anyway."
+)
 @click.option("--look", type=click.Choice(["camera", "linear"]), default="camera", show_default=True,
               help="The HDR picture: the photo's own look with its highlights given back, or scene-linear light.")  # fmt: skip
 @click.option("--headroom", type=float, default=3.0, show_default=True, metavar="STOPS",
@@ -152,6 +155,7 @@ def merge(
     estimate_size: str,
     tile: int | None,
     refine: float,
+    keep_noise: bool,
     look: str,
     headroom: float,
     base: str,
@@ -201,6 +205,7 @@ def merge(
     if model == NO_MODEL:
         given = {"--runtime": runtime != "auto", "--device": device != "auto", "--exact": exact,
                  "--estimate-size": estimate_size != "auto", "--tile": tile is not None, "--refine": refine > 0,
+                 "--keep-noise": keep_noise,
                  "--backbone": backbone is not None, "--weights": weights is not None, "--precision": precision != "auto",
                  "--offload": offload != "auto"}  # fmt: skip
         refuse_idle(given)
@@ -218,6 +223,7 @@ def merge(
             estimate_size=estimate_size,
             tile=tile,
             refine=refine,
+            keep_noise=keep_noise,
         )
         bracket = read_bracket(
             photos,
@@ -264,6 +270,8 @@ def _print_result(result: dict[str, Any], bracket: Bracket, verbose: bool) -> No
     network = "" if result["model"] is None else f", network {result['model']['name']}"
     if result["model"] is not None and result["model"]["refine"]:
         network += f" refined {result['model']['refine']:g}"
+    if result["model"] is not None and result["model"]["noise_reduced"]:
+        network += ", noise reduced"
     click.echo(f"exposures {exposures} ({result['exposure_source']}{refined}), response {result['response']}{agreement}{network}")
     click.echo(
         f"{where['measured_percent']:.1f} % measured in {result['reference']}, {where['aligned_percent']:.1f} % in the other photos, "
@@ -360,6 +368,10 @@ def models(as_json: bool) -> None:
         click.echo(f"  trained on {facts['trained_on']}")
         hours = ", ".join(f"{stage} {h:g} h ({facts['steps'].get(stage, 0)} steps)" for stage, h in facts["hours"].items())
         click.echo(f"  trained by {facts['trained_by']}: {hours}; {facts['hardware']}")
+        if "noise" in facts:
+            beside = facts["noise"]
+            spent = ", ".join(f"{h:g} h ({beside['steps'].get(stage, 0)} steps)" for stage, h in beside["hours"].items())
+            click.echo(f"  beside it, where the reference measured, a noise reducer of {beside['parameters']} parameters: {spent}")
         for name, scores in facts["scores"].items():
             click.echo(f"  {name}: " + ", ".join(f"{k} {v:g}" for k, v in scores.items()))
         for file, digest in card.sha256.items():

@@ -11,8 +11,7 @@ sees around a pixel, so that nobody can tell where one ended.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import cv2
@@ -23,22 +22,23 @@ from gmodiff.align import Alignment, warp_rows
 from gmodiff.errors import InputError
 from gmodiff.gainmap import MU_GAIN, OFFSET
 from gmodiff.image import Bracket
+from gmodiff.noise_reduction import NoiseReduction
 from gmodiff.provenance import INFERRED, REFERENCE, largest, look_up
 from gmodiff.radiometry import F32
 from gmodiff.refine import Refinement
 from gmodiff.runtime import Card, Model
-from gmodiff.tiling import STRIP_ROWS, for_each_strip
+from gmodiff.tiling import STRIP_ROWS, for_each_strip, tile_cores, tile_shape, tile_start
 from gmodiff.upsampling import enlarged_rows
 
 TILE_AREA_PX = 1_400_000
 """Most that the network gets at once, its surroundings included, unless the caller says otherwise: about 0.5 GB."""
 
-BESIDE = 1.1
-"""How much more work tiles side by side are than tiles over the whole width, whose inputs need no copying."""
-
 ESTIMATED_PX = 3_000_000
 """About how many pixels of a picture the network is given unless the caller says otherwise: larger ones are made smaller by a whole
 number, 12 megapixels by 2 a side, 24 by 3. The merge, and with it detail, stays at full size; time and memory stop growing."""
+
+ESTIMATE_SHARE = 0.6
+"""Of the progress that is told, before noise is reduced."""
 
 DEEPEST_STOPS = 6.5
 """How much shorter than the reference's an exposure may be for the network. Its gain is relative to the shortest frame's white; seen from
@@ -58,12 +58,14 @@ class Estimate:
     """radiance: (H, W, 3) float32, 1.0 = the reference's white.   degradation: (H, W) uint8, 0..255, how doubtful that is.
     invented: (H, W) bool, where the network's residual says more than the frames. None where the model does not say.
     everywhere: follow it where nothing moved too (`stillness`): of a model that is chosen for what it invents.
+    shares: (H, W, 3) int8, by how much less noise `provenance.constrain` moves it where the reference measured (`noise_reduction`).
     """
 
     radiance: F32 = field(repr=False)
     degradation: NDArray[np.uint8] | None = field(default=None, repr=False)
     invented: NDArray[np.bool_] | None = field(default=None, repr=False)
     everywhere: bool = False
+    shares: NDArray[np.int8] | None = field(default=None, repr=False)
 
     def relabelled(self, provenance: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """(H, W) provenance of the merge, with what the network invented in unmeasured places marked as inferred."""
@@ -97,12 +99,14 @@ class Estimator:
     tile: (rows, columns) in pixels that the network gets at once at most; None: what covers the picture with least work.
     shrink: 1, 2 ...: how many pixels a side become one for the network; None: so many that
     about ESTIMATED_PX remain.   refinement: what works on the estimate where it is doubtful; None for nothing.
+    keep_noise: leave out the network that reduces noise where the reference measured (`noise_reduction`), if the model has one.
     """
 
     model: Model
     tile: tuple[int, int] | None = None
     shrink: int | None = None
     refinement: Refinement | None = None
+    keep_noise: bool = False
 
     def __post_init__(self) -> None:
         if self.model.card.kind != "regressor":
@@ -122,46 +126,51 @@ class Estimator:
         self, bracket: Bracket, alignments: Sequence[Alignment], merged: F32, *, progress: Callable[[float], None] | None = None
     ) -> Estimate:
         """merged: (H, W, 3) radiance of the classical merge. Raises InputError where memory does not suffice for a tile."""
-        card = self.model.card
+        card, reducer = self.model.card, None if self.keep_noise else getattr(self.model, "noise_reducer", None)
+        told = 1.0 if reducer is None else ESTIMATE_SHARE
         order = frames_for(bracket, card.max_frames)
         left_out = bool(bracket.relative_exposures[0] < min(bracket.relative_exposures[i] for i in order))
         shrink = self.shrink or max(1, round((merged[..., 0].size / ESTIMATED_PX) ** 0.5))
         feed = _Feed(bracket, alignments, merged, order, shrink)
         height, width = feed.shape
-        rows, columns = _tile(height, width, self.tile, card)
+        rows, columns = tile_shape(height, width, self.tile, TILE_AREA_PX, card.halo_px, card.stride)
         band = feed.band(rows, -(-width // card.stride) * card.stride)
         change, residual = np.empty((height, width, 3), np.float32), np.empty((height, width), np.float32)
         mask = _Mask(height, width)
-        bands, stripes = _cores(height, rows, card.halo_px), _cores(width, columns, card.halo_px)
+        bands, stripes = tile_cores(height, rows, card.halo_px), tile_cores(width, columns, card.halo_px)
         for n, (first, end) in enumerate(bands):
-            top = _start(first, height, rows, card)
+            top = tile_start(first, height, rows, card.halo_px, card.stride)
             for m, (left_core, right_core) in enumerate(stripes):
                 if progress is not None:
-                    progress((n * len(stripes) + m) / (len(bands) * len(stripes)))
+                    progress(told * (n * len(stripes) + m) / (len(bands) * len(stripes)))
                 if m == 0:
                     feed.fill(band, top)
-                left = _start(left_core, width, columns, card)
+                left = tile_start(left_core, width, columns, card.halo_px, card.stride)
                 inputs = {k: np.ascontiguousarray(v[..., left : left + columns]) for k, v in band.items()}
                 given = inputs | {"stops": feed.stops}
                 inner = slice(first - top, end - top), slice(left_core - left, right_core - left)
                 try:
-                    found = self.model(given)
-                    added = None if self.refinement is None else self.refinement(given, found, inner)[inner]
+                    said = self.model(given)
+                    added = None if self.refinement is None else self.refinement(given, said, inner)[inner]
                 except MemoryError:
                     raise InputError(f"not enough memory for tiles of {columns}x{rows} pixels: give a smaller --tile") from None
                 core = slice(first, end), slice(left_core, right_core)
-                change[core] = found["change"][0].transpose(1, 2, 0)[inner]
-                residual[core] = found["residual"][0, 0][inner]
+                change[core] = said["change"][0].transpose(1, 2, 0)[inner]
+                residual[core] = said["residual"][0, 0][inner]
                 if added is not None:
                     change[core] += added[..., None]
                     residual[core] += np.abs(added)
-                mask.put(found["degradation"][0, 0], inner, core, rows)
-        if progress is not None:
-            progress(1.0)
+                mask.put(said["degradation"][0, 0], inner, core, rows)
         del band  # as large as what follows
         if not np.isfinite(change.sum(dtype=np.float64)):
             raise InputError(f"model {card.name} returned values that are not finite: its weights are broken; take another --model")
-        return _applied(feed, change, residual, mask, card, left_out=left_out)
+        found = _applied(feed, change, residual, mask, card, left_out=left_out)
+        if reducer is not None:
+            rest = None if progress is None else lambda done: progress(told + (1 - told) * done)
+            found = replace(found, shares=NoiseReduction(reducer, self.tile)(bracket, merged, progress=rest))
+        if progress is not None:
+            progress(1.0)
+        return found
 
 
 def _applied(feed: _Feed, change: F32, residual: F32, mask: _Mask, card: Card, *, left_out: bool) -> Estimate:
@@ -278,53 +287,6 @@ class _Feed:
             picture = np.asarray(cv2.copyMakeBorder(picture, 0, below, 0, beside, cv2.BORDER_REPLICATE), np.float32)
         size = picture.shape[1] // self.shrink, picture.shape[0] // self.shrink
         return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), np.float32)
-
-
-def _tile(height: int, width: int, most: tuple[int, int] | None, card: Card) -> tuple[int, int]:
-    """(rows, columns) of tiles, multiples of the stride: no larger than `most`, or TILE_AREA_PX, and with them least to compute."""
-
-    def even(size: int, count: int) -> int:
-        """The side of so many tiles that cover a size."""
-        side = -(-(size + 2 * card.halo_px * (count - 1)) // count)
-        return -(-side // card.stride) * card.stride
-
-    def fewest(size: int, limit: int) -> int | None:
-        """How many tiles of at most that side cover a size."""
-        return next((n for n in range(1, size + 2) if even(size, n) <= limit), None) if limit > 2 * card.halo_px else None
-
-    if most is not None:
-        limits = [(-(-m // card.stride) * card.stride) for m in most]
-        counts = [fewest(size, limit) or 1 for size, limit in zip((height, width), limits, strict=True)]
-        return even(height, counts[0]), even(width, counts[1])
-    best: tuple[float, tuple[int, int]] | None = None
-    for across in range(1, 1 + -(-width // (2 * card.halo_px))):
-        columns = even(width, across)
-        down = fewest(height, TILE_AREA_PX // columns)
-        if down is not None:
-            tile = even(height, down), columns
-            work = across * down * tile[0] * tile[1] * (1 if across == 1 else BESIDE)
-            if best is None or work < best[0]:
-                best = work, tile
-    assert best is not None  # tiles of two halos and a stride fit the area
-    return best[1]
-
-
-def _cores(size: int, tile: int, halo: int) -> list[tuple[int, int]]:
-    """What each tile is trusted with: all but a halo at sides where another tile goes on. Bounds are multiples of the stride, so
-    that every tile folds pixels into cells as the whole picture would.
-    """
-    bounds = [0]
-    if size > tile:
-        bounds.append(tile - halo)
-        while size - bounds[-1] > tile - halo:
-            bounds.append(bounds[-1] + tile - 2 * halo)
-    return list(pairwise([*bounds, size]))
-
-
-def _start(first: int, size: int, tile: int, card: Card) -> int:
-    """Where the tile of a core begins. The last one ends where the whole picture would: what lies beyond its edge counts too."""
-    end = -(-size // card.stride) * card.stride
-    return max(min(first - card.halo_px, end - tile), 0)
 
 
 def _below_white(feed: _Feed, first: int, end: int) -> F32:

@@ -23,7 +23,7 @@ from gmodiff.errors import InputError
 from gmodiff.estimate import INVENTED_GAIN, Estimate
 from gmodiff.gainmap import OFFSET, mu_gain, radiance_from_mu_gain
 from gmodiff.image import Bracket
-from gmodiff.provenance import look_up
+from gmodiff.provenance import largest, look_up
 from gmodiff.radiometry import CLIPPED_ENCODED, F32
 from gmodiff.runtime import Arrays, Card
 from gmodiff.tiling import for_each_strip
@@ -85,7 +85,7 @@ def _clipped(bracket: Bracket, index: int) -> float:
 def clipped_share(codes: NDArray[Any], samples: float = 1e6) -> float:
     """Part of the pixels of (H, W, 3) uint8 or uint16 codes with a clipped channel; of about so many samples, in large pictures."""
     step = max(1, int((codes[..., 0].size / samples) ** 0.5))
-    return float((codes[::step, ::step].max(axis=2) >= CLIPPED_ENCODED * np.iinfo(codes.dtype).max).mean())
+    return float((largest(np.ascontiguousarray(codes[::step, ::step])) >= CLIPPED_ENCODED * np.iinfo(codes.dtype).max).mean())
 
 
 def check_tile(tile_px: int, model: str) -> None:

@@ -28,10 +28,13 @@ class Network(NamedTuple):
     estimates: Estimates | None
 
 
-def load_network(name: str, *, estimate_size: str = "auto", tile: int | None = None, refine: float = 0.0, **options: Any) -> Network:
+def load_network(
+    name: str, *, estimate_size: str = "auto", tile: int | None = None, refine: float = 0.0, keep_noise: bool = False, **options: Any
+) -> Network:
     """A network by name, or none.
 
-    estimate_size: auto, full or half.   tile: side in pixels, or None.   refine: the refiner's share, 0..1.   options: of `load_model`.
+    estimate_size: auto, full or half.   tile: side in pixels, or None.   refine: the refiner's share, 0..1.
+    keep_noise: as `Estimator`.   options: of `load_model`.
     Raises InputError for what does not go together, and what `load_model` and `load_refiner` raise.
     """
     if name == NO_MODEL:
@@ -41,9 +44,12 @@ def load_network(name: str, *, estimate_size: str = "auto", tile: int | None = N
     if own is None:
         refiner = load_refiner(name, runtime=options.get("runtime", "auto"), device=options.get("device", "auto")) if refine > 0 else None
         refinement = None if refiner is None else Refinement(refiner, refine)
-        return Network(model, Estimator(model, None if tile is None else (tile, tile), SHRINK[estimate_size], refinement))
+        size = None if tile is None else (tile, tile)
+        return Network(model, Estimator(model, size, SHRINK[estimate_size], refinement, keep_noise))
     if estimate_size == "half":
         raise InputError(f"--estimate-size {estimate_size}: model {name} sees every pixel; merge smaller copies, or leave this out")
     if refine > 0:
         raise InputError(f"--refine {refine:g}: model {name} refines everything by itself; leave this out")
+    if keep_noise:
+        raise InputError(f"--keep-noise: model {name} does not reduce noise; leave this out")
     return Network(model, own(tile))

@@ -26,13 +26,15 @@ from gmodiff.tonemap import DEFAULT_HEADROOM_STOPS, in_published_primaries, rend
 class Reconstruction:
     """Radiance before it is rendered: (H, W, 3) float32, 1.0 = the reference's white; (H, W) provenance; how frames were aligned.
 
-    degradation: (H, W) uint8, 0..255, where the model doubts its own estimate; None without a model.
+    degradation: (H, W) uint8, 0..255, where the model doubts its own estimate; None without a model.   noise_reduced: where the reference
+    measured, within `provenance.HELD_SIGMAS` deviations of its noise.
     """
 
     radiance: F32 = field(repr=False)
     provenance: NDArray[np.uint8] = field(repr=False)
     alignments: tuple[Alignment, ...]
     degradation: NDArray[np.uint8] | None = field(default=None, repr=False)
+    noise_reduced: bool = False
 
     def towards(self, model: Reconstruction, share: float) -> Reconstruction:
         """From this, the classical result, some of the way to a model's: 0 is this, 1 the model's.
@@ -74,7 +76,7 @@ def estimated(
     merged: with `Merged.moved` where there is a model.   keep: leave `merged.radiance` as it is; else it becomes the result.
     """
     reference = bracket.frames[bracket.reference]
-    provenance, degradation, held_to = merged.provenance, None, None
+    provenance, degradation, held_to, shares = merged.provenance, None, None, None
     radiance = np.array(merged.radiance) if keep and model is None else merged.radiance
     if model is not None:
         estimate = estimator(model)(bracket, alignments, merged.radiance, progress=_step(progress, "estimate"))
@@ -83,9 +85,9 @@ def estimated(
         radiance = np.array(estimate.radiance, np.float32)  # a copy: what follows works in place
         held = False if estimate.everywhere else hold_where_still(radiance, merged, reference.encoded)
         provenance, degradation = np.where(held, provenance, estimate.relabelled(provenance)), estimate.degradation
-        held_to = merged.radiance
-    constrain(radiance, reference.encoded, bracket.response, reference.noise, merged=held_to, out=radiance)
-    return Reconstruction(radiance, provenance, alignments, degradation)
+        held_to, shares = merged.radiance, estimate.shares
+    constrain(radiance, reference.encoded, bracket.response, reference.noise, merged=held_to, shares=shares, out=radiance)
+    return Reconstruction(radiance, provenance, alignments, degradation, noise_reduced=shares is not None)
 
 
 def _step(progress: Progress | None, stage: str) -> Callable[[float], None] | None:
@@ -146,6 +148,7 @@ def finished(
             "base": base,
             "brightest_stops": rendered.look.content_stops,
             "reference": reference.name,
+            "noise_reduced": made.noise_reduced,
             "alignment": [_motion(f, a) for f, a in zip(bracket.frames, made.alignments, strict=True)],
         },
     )

@@ -11,7 +11,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -38,6 +38,8 @@ CARD_SUFFIX = ".json"
 CARD_FORMAT = "gmodiff-card-1"
 WEIGHTS_FOLDER = "weights"
 REFINER_SUFFIX = "-refiner"
+NOISE_SUFFIX = "-noise"
+"""Of the name of a regressor's files, those of the network that reduces noise beside it; they have no card of their own."""
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -82,6 +84,9 @@ class Card:
                 raise ValueError(f"kind {card.kind!r}: this version knows {', '.join(KINDS)}")
             if card.kind == "refiner" and not (0 <= stored["threshold"] < 1 and isinstance(stored["guide"], str)):
                 raise ValueError("threshold out of range, or no guide")
+            beside = stored.get("noise")
+            if beside is not None and not (card.kind == "regressor" and all(type(beside[k]) is int for k in ("stride", "halo_px"))):
+                raise ValueError("noise without whole stride and halo_px, or not of a regressor")
             if card.kind == "refiner" and stored.get("answer") != REFINER_ANSWER:
                 raise FileFormatError(f"{path}: a refiner of an older version, which answered otherwise: train it again")
             whole = (card.max_frames, card.stride, card.halo_px)
@@ -176,12 +181,19 @@ def load_model(
     suffix = ".safetensors" if chosen == "torch" else ".onnx"
     stored = path.with_suffix(suffix)
     check_weights(stored, card)
-    engines: dict[str, Callable[[Card, Path, str, bool], Model]] = {
+    engines: dict[str, Callable[[Card, Path, str, bool], _Engine]] = {
         "openvino": _OpenVINO,
         "onnxruntime": _OnnxRuntime,
         "torch": _Torch,
     }
-    return engines[chosen](card, stored, device, exact)
+    model = engines[chosen](card, stored, device, exact)
+    noise = card.facts.get("noise")
+    if noise is not None:
+        beside = path.with_name(f"{path.stem}{NOISE_SUFFIX}{suffix}")
+        check_weights(beside, card)
+        own = replace(card, kind="noise", stride=noise["stride"], halo_px=noise["halo_px"])
+        model.noise_reducer = engines[chosen](own, beside, device, exact)
+    return model
 
 
 def load_refiner(name: str = DEFAULT_MODEL, *, runtime: str = "auto", device: str = "auto") -> Model:
@@ -284,7 +296,23 @@ def _openvino() -> Any:
             sys.modules.pop(name, None)  # another thread may have been here
 
 
-class _OpenVINO:
+class _Engine:
+    """What runs a network. noise_reducer: the network that works beside a regressor where the reference measured; None for none."""
+
+    card: Card
+    noise_reducer: _Engine | None = None
+
+    @property
+    def runtime(self) -> str:
+        """See `Model`."""
+        raise NotImplementedError
+
+    def __call__(self, inputs: Arrays) -> dict[str, F32]:
+        """See `Model`."""
+        raise NotImplementedError
+
+
+class _OpenVINO(_Engine):
     """OpenVINO; one compiled program per shape of input, since fixed shapes run faster and in less memory."""
 
     def __init__(self, card: Card, weights: Path, device: str, exact: bool) -> None:
@@ -336,7 +364,7 @@ class _OpenVINO:
         return {name: np.array(request.get_tensor(output).data, np.float32) for name, output in outputs}
 
 
-class _OnnxRuntime:
+class _OnnxRuntime(_Engine):
     """ONNX Runtime with the best provider that is there."""
 
     PROVIDERS = ("CUDAExecutionProvider", "CoreMLExecutionProvider", "DmlExecutionProvider", "CPUExecutionProvider")
@@ -374,7 +402,7 @@ class _OnnxRuntime:
             return dict(zip(self._names, self._session.run(None, dict(inputs)), strict=True))
 
 
-class _Torch:
+class _Torch(_Engine):
     """Torch, for machines with a GPU that has it already."""
 
     def __init__(self, card: Card, weights: Path, device: str, exact: bool) -> None:

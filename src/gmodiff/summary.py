@@ -52,5 +52,7 @@ def summary(
         "alignment": image.metadata["alignment"],
         "notes": list(calibration.notes),
         "version": __version__,
-        "model": None if model is None else {"name": model.card.name, "runtime": model.runtime, "refine": refine},
+        "model": None
+        if model is None
+        else {"name": model.card.name, "runtime": model.runtime, "refine": refine, "noise_reduced": image.metadata["noise_reduced"]},
     }

@@ -73,6 +73,7 @@ def _local_file(_: click.Context, option: click.Parameter, text: str | None) -> 
               help="How large the network sees the picture.")  # fmt: skip
 @click.option("--tile", type=click.IntRange(min=1), metavar="PX", help="Side of the network's tiles.")
 @click.option("--refine", type=click.FloatRange(0, 1), default=0.0, show_default=True, metavar="0..1", help="How much the refiner adds.")
+@click.option("--keep-noise", is_flag=True, help="Do not reduce noise where the reference measured.")
 @click.option("--response", default="auto", show_default=True, metavar="CURVE", help="Camera response, as of gmodiff merge.")
 @click.option("--no-align", is_flag=True, help="The photos are registered already.")
 @click.option("--look", type=click.Choice(["camera", "linear"]), default="camera", show_default=True, help="The HDR picture.")
@@ -268,7 +269,7 @@ def _settings(*, no_align: bool, **options: Any) -> Settings:
     if model == FULL_MODEL:
         raise InputError(f"--model {model}: needs its weights named; give the card that gmodiff convert --fold-lora makes of them")
     if model == NO_MODEL:
-        refuse_idle({"--refine": options["refine"] > 0})
+        refuse_idle({"--refine": options["refine"] > 0, "--keep-noise": options["keep_noise"]})
     weights = "" if model == NO_MODEL else load_card(model).fingerprint
     if options["refine"]:
         weights += f"+{refiner_card(model).fingerprint}"

@@ -30,6 +30,7 @@ class Settings:
     estimate_size: str = "auto"
     tile: int | None = None
     refine: float = 0.0
+    keep_noise: bool = False
     response: str = "auto"
     align: bool = True
     look: str = "camera"
@@ -146,7 +147,7 @@ def load_estimator(settings: Settings) -> Any:
     """The network of some settings, ready; loaded once a process. Raises InputError and its relatives."""
     from gmodiff.networks import load_network
 
-    asked = {k: getattr(settings, k) for k in ("runtime", "device", "exact", "estimate_size", "tile", "refine")}
+    asked = {k: getattr(settings, k) for k in ("runtime", "device", "exact", "estimate_size", "tile", "refine", "keep_noise")}
     key = (settings.model, settings.weights, *asked.values())
     if key not in _MODELS:
         _MODELS.clear()  # settings change between batches, and a network holds memory

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from gmodiff.model.noise_reducer import NoiseReducer, read_noise_reducer
 from gmodiff.model.refiner import Refiner, read_refiner
 from gmodiff.model.regressor import STRIDE, Regressor
 from gmodiff.model.weights import read_weights
@@ -22,6 +23,8 @@ class OnArrays(nn.Module):
     @staticmethod
     def read(kind: str, weights: Path) -> OnArrays:
         """By the kind on a card. Raises FileFormatError where the file holds another."""
+        if kind == "noise":
+            return NoiseReducerOnArrays(read_noise_reducer(weights)[0])
         return RefinerOnArrays(read_refiner(weights)[0]) if kind == "refiner" else RegressorOnArrays(read_weights(weights)[0])
 
     def by_name(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -83,3 +86,23 @@ class RefinerOnArrays(OnArrays):
         widths = self.network.denoiser.shape.context
         context = [torch.rand(1, c, side // f, side // f) for c, f in zip(widths, (8, 16, 32), strict=True)]
         return torch.rand(1, 3, side, side), torch.rand(1, 3, side, side), torch.rand(1, 1, side // 4, side // 4), *context
+
+
+class NoiseReducerOnArrays(OnArrays):
+    """merged, seen and sigma (1, 3, H, W), as `NoiseReducer.forward`, H and W multiples of STRIDE, to share (1, 3, H, W)."""
+
+    inputs = ("merged", "seen", "sigma")
+    outputs = ("share",)
+
+    def __init__(self, network: NoiseReducer) -> None:
+        super().__init__()
+        self.network = network.eval()
+
+    def forward(self, merged: Tensor, seen: Tensor, sigma: Tensor) -> tuple[Tensor, ...]:
+        """See the class."""
+        return (self.network(merged, seen, sigma),)
+
+    def example(self) -> tuple[Tensor, ...]:
+        """See `OnArrays`."""
+        side = 4 * STRIDE
+        return torch.rand(1, 3, side, side), torch.rand(1, 3, side, side), 0.01 * torch.rand(1, 3, side, side)

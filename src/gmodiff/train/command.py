@@ -18,15 +18,17 @@ if TYPE_CHECKING:
 
 @click.group(short_help="Train the networks, and export what ships.")
 def train() -> None:
-    """Train the compact model: the regressor, then its degradation mask, then export. The refiner, in three parts, is optional.
+    """Train the compact model: the regressor, its degradation mask, the noise reducer, then export. The refiner, in three parts, is
+    optional.
 
     \b
       gmodiff train regressor --data DATA --out runs/regressor --cache scenes/
       gmodiff train mask --data DATA --from runs/regressor --out runs/mask --cache scenes/
+      gmodiff train noise --data DATA --out runs/noise --cache scenes/
       gmodiff train autoencoder --data DATA --out runs/autoencoder --cache scenes/
       gmodiff train prior --data DATA --from runs/autoencoder --regressor runs/mask --out runs/prior --cache scenes/
       gmodiff train onestep --data DATA --from runs/prior --regressor runs/mask --out runs/onestep --cache scenes/
-      gmodiff train export --from runs/mask -o compact.json
+      gmodiff train export --from runs/mask --noise runs/noise -o compact.json
 
     The full-size system, on a GPU: sd21-regressor, sd21-mask, sd21-onestep (docs/full-model.md).
 
@@ -100,6 +102,12 @@ def regressor(**options: Any) -> None:
 def mask(**options: Any) -> None:
     """Stage 2."""
     _run("mask", **options)
+
+
+@_stage("noise", "Train the noise reducer, which works where the reference measured.")
+def noise(**options: Any) -> None:
+    """Noise of the merge."""
+    _run("noise", **options)
 
 
 @_stage("autoencoder", "Train the autoencoder of the refiner (stage 3, first part).")
@@ -265,34 +273,44 @@ def _need_torch() -> None:
 @click.option("--from", "start", type=click.Path(path_type=Path), required=True, metavar="RUN", help="A run or a weights file.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="NAME.json",
               help="The card; NAME.onnx and NAME.safetensors go beside it.")  # fmt: skip
+@click.option("--noise", type=click.Path(path_type=Path), metavar="RUN",
+              help="Of a regressor: the noise reducer that works beside it, a run or a weights file.")  # fmt: skip
 @click.option("--guide", type=click.Path(path_type=Path), metavar="CARD",
               help="Of a refiner: card of the regressor it was trained beside.")  # fmt: skip
 @click.option("--threshold", type=click.FloatRange(0, 1, max_open=True), callback=_finite,
               help="Of a refiner: degradation from which it refines.  [default: 0.5]")  # fmt: skip
 @click.option("--force", is_flag=True, help="Overwrite.")
-def export(start: Path, output: Path, guide: Path | None, threshold: float | None, force: bool) -> None:
+def export(start: Path, output: Path, noise: Path | None, guide: Path | None, threshold: float | None, force: bool) -> None:
     """Write NAME.onnx (any runtime), NAME.safetensors (torch), both in half precision, and the card NAME.json.
 
     \b
-      gmodiff train export --from runs/mask -o compact.json
+      gmodiff train export --from runs/mask --noise runs/noise -o compact.json
       gmodiff train export --from runs/onestep --guide compact.json -o compact-refiner.json
     """
     _need_torch()
     from gmodiff.refine import THRESHOLD
-    from gmodiff.runtime import load_card
+    from gmodiff.runtime import NOISE_SUFFIX, load_card
     from gmodiff.train.shipping import ship, ship_refiner
 
     if threshold is not None and guide is None:
         raise InputError(f"--threshold {threshold:g} is a refiner's: give the card of its regressor with --guide")
+    if noise is not None and guide is not None:
+        raise InputError(f"--noise {noise}: goes with a regressor, and --guide with a refiner; give one of them")
     if output.suffix != ".json":
         raise InputError(f"-o {output}: give the card a name ending in .json")
-    taken = [p for p in (output, output.with_suffix(".onnx"), output.with_suffix(".safetensors")) if p.exists()]
+    beside = output.with_name(f"{output.stem}{NOISE_SUFFIX}{output.suffix}")
+    files = [output, *(p.with_suffix(s) for p in ([output] if noise is None else [output, beside]) for s in (".onnx", ".safetensors"))]
+    taken = [p for p in files if p.exists()]
     if taken and not force:
         raise InputError(f"{taken[0]} exists: give --force to overwrite it, or another name")
     weights = _weights_file("--from", start)
     assert weights is not None
     threshold = THRESHOLD if threshold is None else threshold
-    paths = ship(weights, output) if guide is None else ship_refiner(weights, output, load_card(str(guide)), threshold)
+    paths = (
+        ship(weights, output, _weights_file("--noise", noise))
+        if guide is None
+        else ship_refiner(weights, output, load_card(str(guide)), threshold)
+    )
     for path in paths:
         click.echo(f"{path}: {path.stat().st_size / 1e6:.3f} MB")
 

@@ -21,13 +21,15 @@ from gmodiff.train.scenes import SceneStore, TrainingScene
 CROP_STREAM = 1002
 HARD_SHARE, OTHER_PLACES = 0.5, 3
 HALF_SHARE = 0.3
-"""Of the crops, taken at half size from twice the side: many photos were made smaller, and large ones are estimated so."""
+"""Of the crops, taken at half size from twice the side: many photos were made smaller, and large ones are estimated so. Not where noise is
+to be learned, which is reduced at full size."""
 CHECK_FROM, CHECK_PX = 1_000_000, 256
 """Scenes that steer: of the training pictures, never trained on, the middle of each."""
 
 Batch = dict[str, Tensor]
 """linear (B, n, 3, H, W), stops (B, n), coverage (B, n, 1, H, W), merged, encoded and truth (B, 3, H, W): see `Regressor.forward`;
-clipped (B, n): share of the whole frame's pixels that clip; truth is relative to the shortest frame's white."""
+clipped (B, n): share of the whole frame's pixels that clip; truth is relative to the shortest frame's white; sigma (B, 3, H, W): deviation
+of the reference's noise, linear, not less where pixels were averaged."""
 PER_FRAME = ("stops", "clipped")
 """Of a batch, what has no pixels."""
 CLIPPED_SAMPLES = 65536
@@ -81,7 +83,8 @@ class Batches(Dataset[Batch]):
         scenes = rng.choice(group, -(-recipe.batch // recipe.crops_per_scene))
         places = []
         for n in range(recipe.batch):
-            shrink = 2 if rng.random() < HALF_SHARE and 2 * recipe.crop_px <= self.store.size else 1
+            half = rng.random() < HALF_SHARE and 2 * recipe.crop_px <= self.store.size
+            shrink = 2 if half and recipe.stage != "noise" else 1
             room = self.store.size - shrink * recipe.crop_px + 1
             top, left = (int(v) for v in rng.integers(0, room, 2))
             flip_x, flip_y, turn, swap = (bool(v) for v in rng.random(4) < (0.5, 0.5, 0.5, 0.25))
@@ -118,6 +121,7 @@ def cut(scene: TrainingScene, place: Place, side: int) -> Batch:
         "merged": turned(scene.merged)[channels].astype(np.float32),
         "encoded": codes[0, channels].astype(np.float32) / np.float32(255),
         "truth": turned(scene.truth)[channels].astype(np.float32) * white,
+        "sigma": np.stack([scene.sigma[:, c].take(codes[0, c]) for c in channels]),
     }
     tensors = {name: torch.from_numpy(np.ascontiguousarray(v)) for name, v in values.items()}
     if place.shrink > 1:

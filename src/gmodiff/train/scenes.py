@@ -28,7 +28,7 @@ from gmodiff.errors import GMODiffError, InputError, OutputError
 from gmodiff.image import Bracket
 from gmodiff.merge import merge
 from gmodiff.moving_scene import Cutout, Motion, generator, piece_of
-from gmodiff.radiometry import F32, CameraResponse
+from gmodiff.radiometry import F32, CameraResponse, response_slope
 from gmodiff.reader import read
 from gmodiff.simulate import Camera, Simulation, render_bracket, simulate
 from gmodiff.writer import replacing
@@ -40,7 +40,7 @@ LEAST_HDR_PX, LEAST_HDR_STOPS = 64, 1.0
 SCENE_STREAM, RENDER_STREAM, RENDERING_STREAM = 1000, 1001, 1003
 """Purposes of random streams, beside those of `simulate` and `crops`."""
 
-RENDER_VERSION = 6
+RENDER_VERSION = 7
 """Raised whenever the same draw gives other pixels, so that caches are not taken for what they no longer are."""
 VIEWS = 8
 PLAIN_SHARE = 0.35
@@ -236,14 +236,15 @@ class TrainingScene:
     """An aligned and merged bracket with its truth, the reference first.
 
     codes: (n, H, W, 3) uint8, aligned.   coverage: (n, H, W) uint8, 0..255.   stops: (n,) from the reference.   table: (256, 3) linear
-    value of each code, as the pipeline believes it.   merged, truth: (H, W, 3) float16 radiance, 1.0 = the reference's white, truth on
-    the scale of that table.   moving: (H, W) bool.
+    value of each code, as the pipeline believes it; sigma: (256, 3) its deviation in the reference.   merged, truth: (H, W, 3) float16
+    radiance, 1.0 = the reference's white, truth on the scale of that table.   moving: (H, W) bool.
     """
 
     codes: NDArray[np.uint8]
     coverage: NDArray[np.uint8]
     stops: F32
     table: F32
+    sigma: F32
     merged: NDArray[np.float16]
     truth: NDArray[np.float16]
     moving: NDArray[np.bool_]
@@ -277,11 +278,13 @@ def render(drawn: Draw, size: int = SIZE_PX) -> TrainingScene:
     order = [drawn.reference, *(i for i in range(len(bracket.frames)) if i != drawn.reference)]
     warped = [warp_rows(bracket.frames[i], alignments[i], 0, size) for i in order]
     full = np.full((size, size), 255, np.uint8)
+    table = bracket.response.codes(np.dtype(np.uint8))
     return TrainingScene(
         codes=np.stack([w for w, _ in warped]),
         coverage=np.stack([full if c is None else np.rint(c * np.float32(255)).astype(np.uint8) for _, c in warped]),
         stops=np.log2(np.array([bracket.relative_exposures[i] for i in order], np.float32)),
-        table=bracket.response.codes(np.dtype(np.uint8)),
+        table=table,
+        sigma=np.asarray(bracket.frames[drawn.reference].noise.sigma_linear(table, response_slope(table)), np.float32),
         merged=np.minimum(merged, LARGEST_RADIANCE).astype(np.float16),
         truth=np.minimum(truth, LARGEST_RADIANCE).astype(np.float16),
         moving=made.motion_mask,

@@ -13,11 +13,12 @@ from torch import nn
 from gmodiff.errors import InputError
 from gmodiff.evaluate.rows import Row, latest, read_rows
 from gmodiff.model.export import export_onnx
+from gmodiff.model.noise_reducer import NOISE_HALO_PX, read_noise_reducer, write_noise_reducer
 from gmodiff.model.on_arrays import OnArrays
 from gmodiff.model.refiner import REFINER_HALO_PX, read_refiner, write_refiner
 from gmodiff.model.regressor import GAIN_LIMIT, HALO_PX, MAX_FRAMES, STRIDE
 from gmodiff.model.weights import digest, read_weights, write_weights
-from gmodiff.runtime import CARD_FORMAT, REFINER_ANSWER, Card, sha256
+from gmodiff.runtime import CARD_FORMAT, NOISE_SUFFIX, REFINER_ANSWER, Card, sha256
 from gmodiff.writer import replacing
 
 ABOUT = "degradation-aware regressor of the gain map: fusion weights over aligned frames and a bounded residual"
@@ -26,8 +27,10 @@ LICENCE = "Apache-2.0"
 SCORES = ("psnr_mu", "psnr_l", "pu21_psnr", "jod")
 
 
-def ship(weights: Path, card: Path) -> list[Path]:
-    """Write card, card.onnx and card.safetensors of a regressor; returns the three. The card has no scores yet: see `add_scores`."""
+def ship(weights: Path, card: Path, noise: Path | None = None) -> list[Path]:
+    """Write card, card.onnx and card.safetensors of a regressor, and where there is one the same two of the noise reducer beside it;
+    returns what was written, the card first. The card has no scores yet: see `add_scores`.
+    """
     network, facts = read_weights(weights)
     _refuse_broken(weights, network)
     single = card.with_suffix(".safetensors")
@@ -35,7 +38,20 @@ def ship(weights: Path, card: Path) -> list[Path]:
     write_weights(network, single, facts | {"name": card.stem}, half=True)
     own = {"name": card.stem, "about": ABOUT, "max_frames": MAX_FRAMES, "stride": STRIDE, "halo_px": HALO_PX, "gain_limit": GAIN_LIMIT}
     own["weights"] = digest(network)
-    return _shipped(card, single, own, network, facts)
+    beside = [] if noise is None else _noise_shipped(noise, card, own)
+    return _shipped(card, single, own, network, facts, beside)
+
+
+def _noise_shipped(weights: Path, card: Path, own: dict[str, Any]) -> list[Path]:
+    """The two files of a noise reducer; what the card says of it goes into `own`."""
+    network, facts = read_noise_reducer(weights)
+    _refuse_broken(weights, network)
+    single = card.with_name(f"{card.stem}{NOISE_SUFFIX}.safetensors")
+    graph = single.with_suffix(".onnx")
+    write_noise_reducer(network, single, facts | {"name": card.stem}, half=True)
+    export_onnx(OnArrays.read("noise", single), graph)
+    own["noise"] = {"stride": STRIDE, "halo_px": NOISE_HALO_PX} | _made(network, facts)
+    return [graph, single]
 
 
 def ship_refiner(weights: Path, card: Path, guide: Card, threshold: float) -> list[Path]:
@@ -75,16 +91,10 @@ def _refuse_broken(weights: Path, network: nn.Module) -> None:
         raise InputError(f"{weights}: {len(broken)} of its tensors are not finite ({broken[0]} is the first): train again, slower")
 
 
-def _shipped(card: Path, single: Path, own: dict[str, Any], network: nn.Module, facts: dict[str, Any]) -> list[Path]:
-    graph = card.with_suffix(".onnx")
-    # What was rounded to half precision is what the graph holds too.
-    export_onnx(OnArrays.read(own.get("kind", "regressor"), single), graph)
-    trained = list(facts.get("steps", {}))
-    first = trained[0] if trained else "regressor"
-    content: dict[str, Any] = {
-        "format": CARD_FORMAT,
-        **own,
-        "sha256": {p.name: sha256(p) for p in (graph, single)},
+def _made(network: nn.Module, facts: dict[str, Any]) -> dict[str, Any]:
+    """What a card says of how a network was made."""
+    first = next(iter(facts.get("steps", {})), "regressor")
+    return {
         "parameters": sum(p.numel() for p in network.parameters()),
         "licence": LICENCE,
         "trained_on": facts.get("data", {}).get(first, "not recorded"),
@@ -92,10 +102,24 @@ def _shipped(card: Path, single: Path, own: dict[str, Any], network: nn.Module, 
         "hardware": facts.get("hardware", {}).get(first, "not recorded"),
         "hours": {stage: round(seconds / 3600, 2) for stage, seconds in facts.get("spent", {}).items()},
         "steps": facts.get("steps", {}),
+    }
+
+
+def _shipped(
+    card: Path, single: Path, own: dict[str, Any], network: nn.Module, facts: dict[str, Any], beside: Sequence[Path] = ()
+) -> list[Path]:
+    graph = card.with_suffix(".onnx")
+    # What was rounded to half precision is what the graph holds too.
+    export_onnx(OnArrays.read(own.get("kind", "regressor"), single), graph)
+    content: dict[str, Any] = {
+        "format": CARD_FORMAT,
+        **own,
+        "sha256": {p.name: sha256(p) for p in (graph, single, *beside)},
+        **_made(network, facts),
         "scores": {},
     }
     _write(card, content)
-    return [card, graph, single]
+    return [card, graph, single, *beside]
 
 
 def add_scores(card: Path, rows: Sequence[Path], method: str) -> None:

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from gmodiff.errors import InputError
 from gmodiff.model.autoencoder import LATENT_FOLD, Skips
 from gmodiff.model.diffusion import ONE_STEP_AT, STEPS, denoised, noised
+from gmodiff.model.noise_reducer import NoiseReducer, read_noise_reducer, write_noise_reducer
 from gmodiff.model.refiner import Refiner, read_refiner, write_refiner
 from gmodiff.model.regressor import GAIN_LIMIT, Estimate, Regressor, full_gain, mu_gain, radiance_from_mu_gain
 from gmodiff.model.weights import digest, read_weights, write_weights
+from gmodiff.provenance import HELD_SIGMAS
 from gmodiff.runtime import REFINER_ANSWER
 from gmodiff.train.crops import Batch
 from gmodiff.train.losses import (
@@ -34,6 +36,7 @@ from gmodiff.train.losses import (
     full_size,
     latent_loss,
     mask_loss,
+    noise_loss,
     picture_loss,
     psnr_mu,
     refined_loss,
@@ -51,6 +54,9 @@ USED_SHARE = 0.5
 
 HELD_SHARE = 0.7
 """Of the regressor's loss, on the estimate as the pipeline uses it: held to the merge where the reference measured."""
+
+SIGMA_ERROR_STOPS = 0.4
+"""How wrong the noise model is in training (a deviation), in stops of the noise's own deviation."""
 
 CHECKED_STEPS = (100, 300, ONE_STEP_AT, 700, 900)
 """Timesteps at which a prior is judged."""
@@ -112,6 +118,11 @@ def begin(recipe: Recipe, start: Path | None, regressor: Path | None = None, bac
         if start is not None and network.shape != recipe.shape:
             raise InputError(f"{start} holds a network of another shape ({network.shape.as_dict()}) than the recipe trains")
         return (MaskStage if recipe.stage == "mask" else EstimateStage)(recipe, before, network)
+    if recipe.stage == "noise":
+        reducer, before = (NoiseReducer(recipe.noise), {}) if start is None else read_noise_reducer(start)
+        if reducer.shape != recipe.noise:
+            raise InputError(f"{start} holds a network of another shape ({reducer.shape.as_dict()}) than the recipe trains")
+        return NoiseStage(recipe, before, reducer)
     refiner, before = (Refiner(recipe.autoencoder, recipe.denoiser), {}) if start is None else read_refiner(start)
     shapes = (refiner.autoencoder.shape, refiner.denoiser.shape)
     if shapes != (recipe.autoencoder, recipe.denoiser):
@@ -206,6 +217,47 @@ class MaskStage(EstimateStage):
         wrong = errs(gain, batch["truth"], batch["encoded"])
         found = {"average_precision": average_precision(full_size(logits, wrong), wrong), "share": float(wrong.mean())}
         return super().check(batch) | found
+
+
+# ---- noise where the reference measured -----------------------------------------------------------------------------------
+
+
+class NoiseStage(Stage):
+    """Noise of the merge, where the reference measured and estimates are held to it."""
+
+    def __init__(self, recipe: Recipe, before: dict[str, Any], network: NoiseReducer) -> None:
+        super().__init__(recipe, before)
+        self.network = network.train()
+
+    def learned(self) -> list[nn.Parameter]:
+        """See `Stage`."""
+        return list(self.network.parameters())
+
+    def forward(self, batch: Batch, step: int) -> tuple[Tensor, Parts]:
+        """See `Stage`. Of each crop the deviation is wrong by a factor: noise models of photos are."""
+        dice = torch.Generator().manual_seed((self.recipe.seed << 32) + step)
+        rank, world = self.share
+        stops = SIGMA_ERROR_STOPS * torch.randn(self.recipe.batch, 1, 1, 1, generator=dice)[rank::world]
+        share, merged, leeway = self._shares(batch, batch["sigma"] * torch.exp2(stops).to(batch["sigma"].device))
+        return noise_loss(share, merged, leeway, batch["truth"], 1 - unmeasured(batch["encoded"]))
+
+    def check(self, batch: Batch) -> dict[str, float]:
+        """PSNR-mu where the reference measured: with less noise, and of the merge."""
+        share, merged, leeway = self._shares(batch, batch["sigma"])
+        where = unmeasured(batch["encoded"]) == 0
+        pictures = {"psnr_mu": merged + leeway * share, "merged_psnr_mu": merged}
+        return {name: psnr_mu(picture, batch["truth"], where) for name, picture in pictures.items()}
+
+    def write(self, path: Path, facts: dict[str, Any]) -> None:
+        """See `Stage`."""
+        write_noise_reducer(self.network, path, facts)
+
+    def _shares(self, batch: Batch, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, 3, H, W): shares of the leeway; the merge and the leeway, relative to the short frame's white."""
+        with self._autocast(sigma.device):
+            share = self.network(batch["merged"], batch["linear"][:, 0], sigma)
+        white = torch.exp2(batch["stops"].amin(dim=1))[:, None, None, None]
+        return share.float(), batch["merged"] * white, HELD_SIGMAS * sigma * white
 
 
 # ---- stage 3: the refiner -------------------------------------------------------------------------------------------------
