@@ -13,10 +13,8 @@ import torch
 
 import gmodiff
 from gmodiff import noise_reduction
-from gmodiff.align import Alignment
 from gmodiff.errors import FileFormatError, InputError
 from gmodiff.estimate import Estimate
-from gmodiff.merge import merge
 from gmodiff.model.noise_reducer import (
     NOISE_HALO_PX,
     NoiseReducer,
@@ -52,8 +50,8 @@ def network():
 
 def given(height: int, width: int, seed: int = 0) -> dict[str, torch.Tensor]:
     dice = torch.Generator().manual_seed(seed)
-    merged, seen = (torch.rand(1, 3, height, width, generator=dice) for _ in range(2))
-    return {"merged": merged, "seen": seen, "sigma": 0.01 + 0.02 * torch.rand(1, 3, height, width, generator=dice)}
+    held, merged, seen = (torch.rand(1, 3, height, width, generator=dice) for _ in range(3))
+    return {"held": held, "merged": merged, "seen": seen, "sigma": 0.01 + 0.02 * torch.rand(1, 3, height, width, generator=dice)}
 
 
 def noisy(iso: float, height: int = 160, width: int = 224):
@@ -89,7 +87,7 @@ def test_untrained_it_changes_nothing():
 
 def test_shares_stay_between_the_bounds_whatever_comes_in(network):
     odd = given(32, 64)
-    odd["merged"][0, :, :8] = 1e6
+    odd["held"][0, :, :8] = 1e6
     odd["merged"][0, :, 8:16] = -3
     odd["seen"][0, :, :, :8] = 0
     odd["sigma"][0, :, :, 8:16] = 1e-9
@@ -150,7 +148,8 @@ def test_the_loss_is_least_where_the_share_is_right():
     everywhere = torch.ones(2, 1, 32, 32)
 
     def loss(share, measured=everywhere):
-        return float(noise_loss(share, truth - leeway * wanted, leeway, truth, measured)[0])
+        held = truth - leeway * wanted
+        return float(noise_loss(share, held, held, leeway, truth, measured)[0])
 
     assert loss(wanted) < 1e-5
     assert loss(0 * wanted) > loss(0.5 * wanted) > loss(wanted)
@@ -166,16 +165,26 @@ def test_shares_move_what_was_measured_and_nothing_that_clips():
     own = bracket.response.linearise(frame.encoded)
     table = bracket.response.codes(frame.encoded.dtype)
     deviation = frame.noise.sigma_linear(table, response_slope(table))
-    arguments = frame.encoded, bracket.response, frame.noise
+    leeway = HELD_SIGMAS * np.stack([deviation[frame.encoded[..., c], c] for c in range(3)], axis=-1)
     measured, clips = (frame.encoded < TAPER_ENCODED * 255).all(axis=2), (frame.encoded == 255).all(axis=2)
     assert measured.any()
     assert clips.any()
-    leeway = HELD_SIGMAS * np.stack([deviation[frame.encoded[..., c], c] for c in range(3)], axis=-1)
-    for share, beside, wanted in ((-1, 0, -1), (0.5, 0, 0.5), (0.5, 0.25, 0.75), (1, 0.25, 1), (-0.5, 100, 1)):
-        estimate = np.where(clips[..., None], 7, own + beside * leeway).astype(np.float32)
-        found = constrain(estimate, *arguments, merged=own, shares=np.full(own.shape, round(share * SHARE_SCALE), np.int8))
+    for share, beside, wanted in ((-1, 0, -1), (0.5, 0, 0.5), (0.5, 0.25, 0.75), (1, 0.25, 1), (-0.5, 1, 0.5)):
+        held = np.where(clips[..., None], 7, own + beside * leeway).astype(np.float32)
+        shares = np.full(own.shape, round(share * SHARE_SCALE), np.int8)
+        found = constrain(held, frame.encoded, bracket.response, frame.noise, merged=own, shares=shares)
         np.testing.assert_allclose(found[measured], np.maximum(own + wanted * leeway, 0)[measured], rtol=1e-4, atol=3e-5)
         assert (found[clips] == 7).all()
+
+
+def test_no_share_moves_nothing_however_near_to_clipping():
+    bracket = photos(scene())
+    frame = bracket.frames[bracket.reference]
+    arguments = frame.encoded, bracket.response, frame.noise
+    own = bracket.response.linearise(frame.encoded)
+    once = constrain(np.full(own.shape, 3, np.float32), *arguments, merged=own)
+    again = constrain(once, *arguments, merged=own, shares=np.zeros(own.shape, np.int8))
+    np.testing.assert_allclose(again, once, rtol=1e-6)
 
 
 def test_tiles_do_not_show(network, monkeypatch):
@@ -190,10 +199,10 @@ def test_tiles_do_not_show(network, monkeypatch):
                 return {k: v.numpy() for k, v in arrays.by_name({k: torch.from_numpy(v) for k, v in inputs.items()}).items()}
 
     bracket, truth = noisy(3200)
-    whole = NoiseReduction(Runs(0))(bracket, truth)
+    whole = NoiseReduction(Runs(0))(bracket, truth, truth)
     monkeypatch.setattr(noise_reduction, "TILE_AREA_PX", 96 * 128)
     model = Runs(0)
-    tiled = NoiseReduction(model)(bracket, truth)
+    tiled = NoiseReduction(model)(bracket, truth, truth)
     assert len(model.asked) > 3
     assert np.abs(whole).max() > 60
     assert np.abs(whole.astype(int) - tiled).max() <= 1  # the last bit of convolutions of other sizes
@@ -204,7 +213,7 @@ def test_pictures_of_any_size_pass():
         bracket = photos(scene(height, width))
         loud = tuple(replace(f, noise=NoiseModel.of_photo(6400, 8, lossy=True)) for f in bracket.frames)
         merged = np.zeros((height, width, 3), np.float32)
-        shares = NoiseReduction(Says(-0.5))(replace(bracket, frames=loud), merged)
+        shares = NoiseReduction(Says(-0.5))(replace(bracket, frames=loud), merged, merged)
         assert (shares == round(-0.5 * SHARE_SCALE)).all()
         assert shares.shape == (height, width, 3)
 
@@ -213,7 +222,7 @@ def test_pictures_of_any_size_pass():
 def test_photos_with_little_noise_are_left_alone(iso, asked):
     bracket, truth = noisy(iso)
     model = Says(1)
-    shares = NoiseReduction(model)(bracket, truth)
+    shares = NoiseReduction(model)(bracket, truth, truth)
     assert bool(model.asked) == asked
     assert (shares is not None) == asked
 
@@ -221,29 +230,32 @@ def test_photos_with_little_noise_are_left_alone(iso, asked):
 def test_broken_weights_and_little_memory_are_one_line():
     bracket, truth = noisy(1600)
     with pytest.raises(InputError, match="not finite: its weights are broken"):
-        NoiseReduction(Says(float("nan")))(bracket, truth)
+        NoiseReduction(Says(float("nan")))(bracket, truth, truth)
 
     class Full(Says):
         def __call__(self, inputs):
             raise MemoryError
 
     with pytest.raises(InputError, match="not enough memory for tiles of"):
-        NoiseReduction(Full(0))(bracket, truth)
+        NoiseReduction(Full(0))(bracket, truth, truth)
 
 
-def test_an_estimate_without_shares_is_held_as_before():
-    bracket, truth = noisy(1600)
-
-    def nothing(bracket, alignments, merged, *, progress=None):
-        return Estimate(truth)
-
-    def moved(bracket, alignments, merged, *, progress=None):
-        return Estimate(truth, shares=np.full(truth.shape, SHARE_SCALE, np.int8))
-
-    merged = merge(bracket, tuple(Alignment() for _ in bracket.frames)).radiance
-    held, raised = (reconstruct_radiance(bracket, m, align=False).radiance for m in (nothing, moved))
-    assert np.abs(held - merged).mean() < np.abs(raised - merged).mean()
-    assert (raised >= held - 1e-6).mean() > 0.99
+@pytest.mark.parametrize(("iso", "moves"), [(100, False), (1600, True)])
+def test_the_pipeline_moves_noisy_estimates_within_the_leeway(iso, moves):
+    bracket, _ = noisy(iso)
+    stands, raised = (
+        reconstruct_radiance(bracket, lambda *given, progress=None, r=reducer: Estimate(np.array(given[2]), noise_reducer=r), align=False)
+        for reducer in (None, NoiseReduction(Says(1)))
+    )
+    assert (stands.noise_reduced, raised.noise_reduced) == (False, moves)
+    frame = bracket.frames[bracket.reference]
+    table = bracket.response.codes(frame.encoded.dtype)
+    deviation = frame.noise.sigma_linear(table, response_slope(table))
+    leeway = HELD_SIGMAS * np.stack([deviation[frame.encoded[..., c], c] for c in range(3)], axis=-1)
+    rise = (raised.radiance - stands.radiance) / leeway
+    assert rise.min() > -1e-3
+    assert rise.max() < 1 + 1e-3
+    assert np.isclose(rise, float(moves), atol=1e-2).mean() > 0.9  # the rest ends at its radiance interval
 
 
 # ---- as it ships ----
@@ -255,21 +267,19 @@ def compact():
 
 
 def test_noise_falls_and_edges_stay(compact):
-    """At ISO 3200 the merge of a still scene comes nearer to the truth, in the flat and at edges."""
+    """At ISO 3200 a still scene has a third less noise in the flat, and is no worse at edges."""
     bracket, truth = noisy(3200)
     quiet, plain = (reconstruct_radiance(bracket, m, align=False).radiance for m in (compact, None))
-    inside = np.zeros(truth.shape[:2], bool)
-    inside[16::32, 16::32] = True
-    flat = np.asarray(np.kron(inside[8::16, 8::16], np.ones((16, 16))), bool)[: truth.shape[0], : truth.shape[1]]
-    for where in (flat, ~flat):
-        before, after = (np.sqrt(np.mean((p[where] - truth[where]) ** 2)) for p in (plain, quiet))
-        assert after < 0.9 * before
+    rows, columns = np.indices(truth.shape[:2]) % 32
+    flat = (np.abs(rows - 16) < 8) & (np.abs(columns - 16) < 8)
+    assert (quiet - truth)[flat].std() < 0.7 * (plain - truth)[flat].std()
+    assert (quiet - truth)[~flat].std() < (plain - truth)[~flat].std()  # most of what is wrong there is the lens's blur
 
 
 def test_runtimes_agree(compact):
     bracket, truth = noisy(1600)
-    found = [NoiseReduction(load_model("compact", runtime=r).noise_reducer)(bracket, truth) for r in ("onnxruntime", "torch")]
-    found.append(NoiseReduction(compact.noise_reducer)(bracket, truth))
+    found = [NoiseReduction(load_model("compact", runtime=r).noise_reducer)(bracket, truth, truth) for r in ("onnxruntime", "torch")]
+    found.append(NoiseReduction(compact.noise_reducer)(bracket, truth, truth))
     assert np.abs(found[0]).max() > 30
     assert np.abs(found[0].astype(int) - found[1]).max() <= 2
     assert np.abs(found[0].astype(int) - found[2]).mean() < 2  # bfloat16 where the processor has it

@@ -18,7 +18,7 @@ from PIL import Image
 from gmodiff.datasets.dataset import open_dataset
 from gmodiff.datasets.held_out import HELD_OUT_FOLDERS, HELD_OUT_PHOTOS, TEST_CAMERAS, training_pictures
 from gmodiff.errors import FileFormatError, InputError
-from gmodiff.model.noise_reducer import NoiseShape, read_noise_reducer
+from gmodiff.model.noise_reducer import NoiseShape, read_noise_reducer, write_noise_reducer
 from gmodiff.model.regressor import Regressor, Shape, full_gain
 from gmodiff.model.weights import read_weights
 from gmodiff.runtime import load_model
@@ -313,33 +313,39 @@ def test_training_lowers_the_loss_and_the_mask_learns_where_it_errs(store, tmp_p
         loop.train(mask, store, tmp_path / "n", workers=0)
 
 
-def test_noise_is_learned_gone_on_with_and_shipped_beside_a_regressor(store, tmp_path):
+def test_noise_is_learned_gone_on_with_and_shipped_beside_its_regressor(store, tmp_path):
+    loop.train(RECIPE, store, tmp_path / "r", workers=0, say=lambda _: None)
+    regressor = tmp_path / "r" / loop.WEIGHTS
     same_as = ("scenes", "batch", "crop_px", "check_scenes", "ema")
-    recipe = replace(NOISE, **{k: getattr(RECIPE, k) for k in same_as}, steps=300, save_every=150, warm_up=10, rate=4e-3)
-    loop.train(recipe, store, tmp_path / "whole", workers=0, say=lambda _: None)
-    loop.train(recipe, store, tmp_path / "parts", workers=0, say=lambda _: None, stop_after=150)
-    loop.train(recipe, store, tmp_path / "parts", workers=0, say=lambda _: None)
-    whole, parts = (read_noise_reducer(tmp_path / k / loop.WEIGHTS) for k in ("whole", "parts"))
-    assert same(whole[0].state_dict(), parts[0].state_dict())
-    assert whole[1]["steps"] == {"noise": 300}
+    recipe = replace(NOISE, **{k: getattr(RECIPE, k) for k in same_as}, steps=100, save_every=50, warm_up=10, rate=1e-2)
+    with pytest.raises(InputError, match="beside a regressor: give its run or weights with --regressor"):
+        loop.train(recipe, store, tmp_path / "whole", workers=0)
+    loop.train(recipe, store, tmp_path / "whole", regressor=regressor, workers=0, say=lambda _: None)
+    loop.train(recipe, store, tmp_path / "parts", regressor=regressor, workers=0, say=lambda _: None, stop_after=50)
+    loop.train(recipe, store, tmp_path / "parts", regressor=regressor, workers=0, say=lambda _: None)
+    finished = tmp_path / "whole" / loop.WEIGHTS
+    whole, facts = read_noise_reducer(finished)
+    assert same(whole.state_dict(), read_noise_reducer(tmp_path / "parts" / loop.WEIGHTS)[0].state_dict())
+    assert facts["steps"] == {"noise": 100}
 
     seen = [Batches(store, recipe)[n] for n in range(20)]  # with four scenes there is nothing general to learn
-    stages = [begin(recipe, start) for start in (None, tmp_path / "whole" / loop.WEIGHTS)]
+    stages = [begin(recipe, start, regressor) for start in (None, finished)]
     with torch.no_grad():
         untrained, trained = (sum(float(s(b, 0)[0]) for b in seen) for s in stages)
     assert trained < untrained
     with pytest.raises(InputError, match="of another shape"):
-        begin(replace(recipe, noise=NoiseShape(widths=(8, 8))), tmp_path / "whole" / loop.WEIGHTS)
+        begin(replace(recipe, noise=NoiseShape(widths=(8, 8))), finished, regressor)
 
-    loop.train(RECIPE, store, tmp_path / "regressor", workers=0, say=lambda _: None)
     card = tmp_path / "small.json"
-    made = ship(tmp_path / "regressor" / loop.WEIGHTS, card, tmp_path / "whole" / loop.WEIGHTS)
+    made = ship(regressor, card, finished)
     assert [p.name for p in made] == ["small.json", "small.onnx", "small.safetensors", "small-noise.onnx", "small-noise.safetensors"]
-    assert json.loads(card.read_text())["noise"]["steps"] == {"noise": 300}
-    model = load_model(str(card))
-    assert model.noise_reducer is not None
+    assert json.loads(card.read_text())["noise"]["steps"] == {"noise": 100}
+    assert load_model(str(card)).noise_reducer is not None
     with pytest.raises(FileFormatError, match="expected weights of a noise"):
-        ship(tmp_path / "regressor" / loop.WEIGHTS, card, tmp_path / "regressor" / loop.WEIGHTS)
+        ship(regressor, card, regressor)
+    write_noise_reducer(whole, tmp_path / "other.safetensors", facts | {"guide": "0" * 16})
+    with pytest.raises(InputError, match="trained beside another regressor"):
+        ship(regressor, card, tmp_path / "other.safetensors")
 
 
 def doubt(network, batch) -> tuple[torch.Tensor, torch.Tensor]:

@@ -402,6 +402,7 @@ _STAGE_WORDS = {
     "align": "Aligning",
     "merge": "Merging",
     "estimate": "Estimating",
+    "noise": "Reducing noise",
     "render": "Rendering",
     "write": "Writing",
 }

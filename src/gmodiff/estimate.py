@@ -37,9 +37,6 @@ ESTIMATED_PX = 3_000_000
 """About how many pixels of a picture the network is given unless the caller says otherwise: larger ones are made smaller by a whole
 number, 12 megapixels by 2 a side, 24 by 3. The merge, and with it detail, stays at full size; time and memory stop growing."""
 
-ESTIMATE_SHARE = 0.6
-"""Of the progress that is told, before noise is reduced."""
-
 DEEPEST_STOPS = 6.5
 """How much shorter than the reference's an exposure may be for the network. Its gain is relative to the shortest frame's white; seen from
 a white that lies higher still, all that the reference shows is nearly 0, and a thousandth of gain is a tint. Shorter frames have their
@@ -58,14 +55,14 @@ class Estimate:
     """radiance: (H, W, 3) float32, 1.0 = the reference's white.   degradation: (H, W) uint8, 0..255, how doubtful that is.
     invented: (H, W) bool, where the network's residual says more than the frames. None where the model does not say.
     everywhere: follow it where nothing moved too (`stillness`): of a model that is chosen for what it invents.
-    shares: (H, W, 3) int8, by how much less noise `provenance.constrain` moves it where the reference measured (`noise_reduction`).
+    noise_reducer: what reduces noise of the estimate once it is constrained (`noise_reduction`); None for nothing.
     """
 
     radiance: F32 = field(repr=False)
     degradation: NDArray[np.uint8] | None = field(default=None, repr=False)
     invented: NDArray[np.bool_] | None = field(default=None, repr=False)
     everywhere: bool = False
-    shares: NDArray[np.int8] | None = field(default=None, repr=False)
+    noise_reducer: NoiseReduction | None = field(default=None, repr=False)
 
     def relabelled(self, provenance: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """(H, W) provenance of the merge, with what the network invented in unmeasured places marked as inferred."""
@@ -127,7 +124,6 @@ class Estimator:
     ) -> Estimate:
         """merged: (H, W, 3) radiance of the classical merge. Raises InputError where memory does not suffice for a tile."""
         card, reducer = self.model.card, None if self.keep_noise else getattr(self.model, "noise_reducer", None)
-        told = 1.0 if reducer is None else ESTIMATE_SHARE
         order = frames_for(bracket, card.max_frames)
         left_out = bool(bracket.relative_exposures[0] < min(bracket.relative_exposures[i] for i in order))
         shrink = self.shrink or max(1, round((merged[..., 0].size / ESTIMATED_PX) ** 0.5))
@@ -142,7 +138,7 @@ class Estimator:
             top = tile_start(first, height, rows, card.halo_px, card.stride)
             for m, (left_core, right_core) in enumerate(stripes):
                 if progress is not None:
-                    progress(told * (n * len(stripes) + m) / (len(bands) * len(stripes)))
+                    progress((n * len(stripes) + m) / (len(bands) * len(stripes)))
                 if m == 0:
                     feed.fill(band, top)
                 left = tile_start(left_core, width, columns, card.halo_px, card.stride)
@@ -161,16 +157,13 @@ class Estimator:
                     change[core] += added[..., None]
                     residual[core] += np.abs(added)
                 mask.put(said["degradation"][0, 0], inner, core, rows)
+        if progress is not None:
+            progress(1.0)
         del band  # as large as what follows
         if not np.isfinite(change.sum(dtype=np.float64)):
             raise InputError(f"model {card.name} returned values that are not finite: its weights are broken; take another --model")
         found = _applied(feed, change, residual, mask, card, left_out=left_out)
-        if reducer is not None:
-            rest = None if progress is None else lambda done: progress(told + (1 - told) * done)
-            found = replace(found, shares=NoiseReduction(reducer, self.tile)(bracket, merged, progress=rest))
-        if progress is not None:
-            progress(1.0)
-        return found
+        return found if reducer is None else replace(found, noise_reducer=NoiseReduction(reducer, self.tile))
 
 
 def _applied(feed: _Feed, change: F32, residual: F32, mask: _Mask, card: Card, *, left_out: bool) -> Estimate:

@@ -20,7 +20,7 @@ class Progress(Protocol):
     """Called as a stage advances: its name, and how much of it is done, 0..1. It may raise to cancel the work."""
 
     def __call__(self, stage: str, fraction: float) -> None:
-        """Stage is one of read, calibrate, align, merge, estimate, render, write."""
+        """Stage is one of read, calibrate, align, merge, estimate, noise, render, write."""
         ...
 
 

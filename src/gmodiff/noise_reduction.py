@@ -34,18 +34,21 @@ of ISO 800 has 2.1 codes, one of ISO 1600 2.9. On 16 scenes of the training pict
 
 @dataclass(frozen=True)
 class NoiseReduction:
-    """model: `noise_reducer` of a loaded model, from merged, seen and sigma to shares.   tile: (rows, columns) in pixels that it gets at
-    once at most; None: what covers the picture with least work.
+    """model: `noise_reducer` of a loaded model, from held, merged, seen and sigma to shares.   tile: (rows, columns) in pixels that it
+    gets at once at most; None: what covers the picture with least work.
     """
 
     model: Model
     tile: tuple[int, int] | None = None
 
-    def __call__(self, bracket: Bracket, merged: F32, *, progress: Callable[[float], None] | None = None) -> NDArray[np.int8] | None:
-        """(H, W, 3) shares of the leeway, -SHARE_SCALE..SHARE_SCALE, by which samples of the merge move; None for photos with little noise.
+    def __call__(
+        self, bracket: Bracket, held: F32, merged: F32, *, progress: Callable[[float], None] | None = None
+    ) -> NDArray[np.int8] | None:
+        """(H, W, 3) shares of the leeway, -SHARE_SCALE..SHARE_SCALE, by which samples of the estimate move; None for photos with little
+        noise.
 
-        merged: (H, W, 3) radiance, 1.0 = the reference's white. Raises InputError where memory does not suffice for a tile, and for broken
-        weights.
+        held, merged: (H, W, 3) radiance, 1.0 = the reference's white, of the constrained estimate and of the merge. Raises InputError
+        where memory does not suffice for a tile, and for broken weights.
         """
         reference, card = bracket.frames[bracket.reference], self.model.card
         table = bracket.response.codes(reference.encoded.dtype)
@@ -65,7 +68,7 @@ class NoiseReduction:
             )
             tile = slice(top, top + rows), slice(left, left + columns)
             codes = np.ascontiguousarray(reference.encoded[tile])
-            given = {"merged": merged[tile], "seen": look_up(table, codes), "sigma": look_up(deviation, codes)}
+            given = {"held": held[tile], "merged": merged[tile], "seen": look_up(table, codes), "sigma": look_up(deviation, codes)}
             try:
                 found = self.model({k: _planes(v, rows, columns) for k, v in given.items()})["share"][0]
             except MemoryError:

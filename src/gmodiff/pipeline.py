@@ -76,7 +76,7 @@ def estimated(
     merged: with `Merged.moved` where there is a model.   keep: leave `merged.radiance` as it is; else it becomes the result.
     """
     reference = bracket.frames[bracket.reference]
-    provenance, degradation, held_to, shares = merged.provenance, None, None, None
+    provenance, degradation, held_to, shares, reducer = merged.provenance, None, None, None, None
     radiance = np.array(merged.radiance) if keep and model is None else merged.radiance
     if model is not None:
         estimate = estimator(model)(bracket, alignments, merged.radiance, progress=_step(progress, "estimate"))
@@ -85,8 +85,13 @@ def estimated(
         radiance = np.array(estimate.radiance, np.float32)  # a copy: what follows works in place
         held = False if estimate.everywhere else hold_where_still(radiance, merged, reference.encoded)
         provenance, degradation = np.where(held, provenance, estimate.relabelled(provenance)), estimate.degradation
-        held_to, shares = merged.radiance, estimate.shares
-    constrain(radiance, reference.encoded, bracket.response, reference.noise, merged=held_to, shares=shares, out=radiance)
+        held_to, reducer = merged.radiance, estimate.noise_reducer
+    measured = reference.encoded, bracket.response, reference.noise
+    constrain(radiance, *measured, merged=held_to, out=radiance)
+    if reducer is not None:
+        shares = reducer(bracket, radiance, merged.radiance, progress=_step(progress, "noise"))
+        if shares is not None:
+            constrain(radiance, *measured, merged=held_to, shares=shares, out=radiance)
     return Reconstruction(radiance, provenance, alignments, degradation, noise_reduced=shares is not None)
 
 

@@ -47,7 +47,8 @@ def constrain(
     merged: (H, W, 3) radiance of the classical merge, where `radiance` is another estimate: before all that, it is held to within
     HELD_SIGMAS of the merge, black pixels too, and the less so the nearer to clipping the pixel is.
 
-    shares: (H, W, 3), beside `merged` alone: moves each sample first, SHARE_SCALE being those HELD_SIGMAS deviations.
+    shares: (H, W, 3), beside `merged`, of radiance that was constrained before: moves each sample, within the same bounds, by HELD_SIGMAS
+    deviations for SHARE_SCALE, and the less the nearer to clipping the pixel is.
     """
     low, high, beside = radiance_interval_codes(response, noise, reference_encoded.dtype)
     middle = np.where(np.isinf(high), low, 0.5 * (low + np.where(np.isinf(high), 0, high))).astype(np.float32)
@@ -70,7 +71,11 @@ def constrain(
         any_near = bool(near.any())
         if merged is not None:
             bounds = look_up(leeway, codes)
-            value = _held(value, merged[first:end], bounds, None if shares is None else shares[first:end], near if any_near else None)
+            free = near if any_near else None
+            if shares is None:
+                value = _held(value, merged[first:end], bounds, free)
+            else:
+                value = _moved(value, merged[first:end], bounds, shares[first:end], free)
         bottom = look_up(low, codes)
         if any_near:
             bottom += near[..., None] * (look_up(beside, codes) - bottom)
@@ -93,11 +98,16 @@ def constrain(
     return result
 
 
-def _held(value: F32, merged: F32, leeway: F32, shares: NDArray[np.int8] | None, near: F32 | None) -> F32:
-    """(rows, W, 3) value, moved by its share of leeway, within leeway of merged; near: (rows, W), 0..1, how much of it is free instead."""
-    moved = value if shares is None else value + leeway * (shares * np.float32(1 / SHARE_SCALE))
-    held = np.clip(moved, merged - leeway, merged + leeway)
-    return np.asarray(held if near is None else held + near[..., None] * (value - held), np.float32)
+def _held(value: F32, merged: F32, leeway: F32, near: F32 | None) -> F32:
+    """(rows, W, 3) value within leeway of merged; near: (rows, W), 0..1, how much of it is free instead."""
+    held = np.clip(value, merged - leeway, merged + leeway)
+    return held if near is None else np.asarray(held + near[..., None] * (value - held), np.float32)
+
+
+def _moved(value: F32, merged: F32, leeway: F32, shares: NDArray[np.int8], near: F32 | None) -> F32:
+    """(rows, W, 3) value moved by its share of leeway, but not beyond leeway of merged; near: (rows, W), 0..1, how much of it stays."""
+    moved = np.clip(value + leeway * (shares * np.float32(1 / SHARE_SCALE)), merged - leeway, merged + leeway)
+    return moved if near is None else np.asarray(moved + near[..., None] * (value - moved), np.float32)
 
 
 def look_up(table: NDArray[Any], codes: NDArray[Any]) -> NDArray[Any]:

@@ -1,13 +1,14 @@
-"""How far each sample of the merge lies from the light, within the leeway that the reference's noise leaves.
+"""How far each sample of an estimate lies from the light, within the leeway that the reference's noise leaves.
 
-The regressor is held to the merge wherever the reference measured (`provenance.constrain`), and there the merge has only the noise that
-single pixels give: none of it looks at neighbours. This network does, on the full-size picture, and says for every sample
+Wherever the reference measured, an estimate is held to the merge (`provenance.constrain`), and the merge has the noise that single
+pixels give: none of it looks at neighbours. This network does, on the full-size picture, and says for every sample
 
-    H = H_merged + leeway * share,      -1 < share < 1,      leeway = HELD_SIGMAS deviations of the reference's noise
+    H = H_held + leeway * share,      -1 < share < 1,      leeway = HELD_SIGMAS deviations of the reference's noise
 
-so that whatever it says, what was measured stays measured. It sees square roots of linear light (in which shot noise is even) of the
-merge and of the reference, whose difference tells how much the other frames already averaged away, and the deviation that the camera's
-noise model gives; on top of that it has to find out by itself how noisy the picture is, since cameras reduce noise too.
+and the sum is held to the merge again, so that whatever it says, what was measured stays measured. It sees the estimate's local
+differences, and how far the merge lies from the reference (what the other frames averaged away, or a ghost that noise hides) and the
+estimate from the merge, all in units of the noise that the camera's model gives; on top of that it has to find out by itself how noisy
+the picture is, since cameras reduce noise too.
 
 A U-Net of plain 3x3 convolutions at 1/2 and 1/4 of the side (as FFDNet, Zhang et al. 2018, folds pixels and is told the noise), with no
 pooling over the picture: tiles agree with the whole.
@@ -57,7 +58,7 @@ class NoiseReducer(nn.Module):
         super().__init__()
         self.shape = shape = NoiseShape() if shape is None else shape
         fine, coarse = shape.widths
-        self.fold_in = Folded(11, fine, 1, 2)
+        self.fold_in = Folded(14, fine, 1, 2)
         self.before = _stack(fine, shape.before)
         self.down = nn.Conv2d(fine, coarse, 2, stride=2)
         self.coarse = _stack(coarse, shape.coarse)
@@ -65,19 +66,18 @@ class NoiseReducer(nn.Module):
         self.after = _stack(fine, shape.after)
         self.fold_out = shuffled(nn.Conv2d(fine, 12, 3, padding=1), 4, zero=True)
 
-    def forward(self, merged: Tensor, seen: Tensor, sigma: Tensor) -> Tensor:
+    def forward(self, held: Tensor, merged: Tensor, seen: Tensor, sigma: Tensor) -> Tensor:
         """(B, 3, H, W) shares of the leeway, -1..1; H and W multiples of 4.
 
-        merged, seen: (B, 3, H, W) linear light of the merge and of the reference alone, 1.0 = the reference's white.
-        sigma: (B, 3, H, W) deviation of the reference's noise, linear, above 0.
+        held, merged, seen: (B, 3, H, W) linear light of the estimate, held to the merge, of the merge, and of the reference alone,
+        1.0 = the reference's white.   sigma: (B, 3, H, W) deviation of the reference's noise, linear, above 0.
         """
-        near, far = _mean(merged, 3), _mean(merged, 9)
-        noise = [v / (v.abs() + sigma) for v in (merged - near, near - far, seen - merged)]
+        near, far = _mean(held, 3), _mean(held, 9)
+        noise = [v / (v.abs() + sigma) for v in (held - near, near - far, seen - merged, held - merged)]
         spread = sigma / (2 * torch.sqrt(seen.clamp(DARKEST, BRIGHTEST)))
         stops = torch.log2(spread.mean(dim=1, keepdim=True).clamp_min(1e-6) * 256) / SIGMA_STOPS
-        fine = functional.relu(
-            self.fold_in(torch.cat([*noise, torch.sqrt(merged.mean(dim=1, keepdim=True).clamp(0.0, BRIGHTEST)), stops], dim=1))
-        )
+        brightness = torch.sqrt(held.mean(dim=1, keepdim=True).clamp(0.0, BRIGHTEST))
+        fine = functional.relu(self.fold_in(torch.cat([*noise, brightness, stops], dim=1)))
         fine = _through(self.before, fine)
         coarse = _through(self.coarse, functional.relu(self.down(fine)))
         fine = _through(self.after, functional.relu(fine + self.up(coarse)))

@@ -89,20 +89,20 @@ class RefinerOnArrays(OnArrays):
 
 
 class NoiseReducerOnArrays(OnArrays):
-    """merged, seen and sigma (1, 3, H, W), as `NoiseReducer.forward`, H and W multiples of STRIDE, to share (1, 3, H, W)."""
+    """held, merged, seen and sigma (1, 3, H, W), as `NoiseReducer.forward`, H and W multiples of STRIDE, to share (1, 3, H, W)."""
 
-    inputs = ("merged", "seen", "sigma")
+    inputs = ("held", "merged", "seen", "sigma")
     outputs = ("share",)
 
     def __init__(self, network: NoiseReducer) -> None:
         super().__init__()
         self.network = network.eval()
 
-    def forward(self, merged: Tensor, seen: Tensor, sigma: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, held: Tensor, merged: Tensor, seen: Tensor, sigma: Tensor) -> tuple[Tensor, ...]:
         """See the class."""
-        return (self.network(merged, seen, sigma),)
+        return (self.network(held, merged, seen, sigma),)
 
     def example(self) -> tuple[Tensor, ...]:
         """See `OnArrays`."""
         side = 4 * STRIDE
-        return torch.rand(1, 3, side, side), torch.rand(1, 3, side, side), 0.01 * torch.rand(1, 3, side, side)
+        return *(torch.rand(1, 3, side, side) for _ in range(3)), 0.01 * torch.rand(1, 3, side, side)

@@ -24,7 +24,7 @@ def train() -> None:
     \b
       gmodiff train regressor --data DATA --out runs/regressor --cache scenes/
       gmodiff train mask --data DATA --from runs/regressor --out runs/mask --cache scenes/
-      gmodiff train noise --data DATA --out runs/noise --cache scenes/
+      gmodiff train noise --data DATA --regressor runs/mask --out runs/noise --cache scenes/
       gmodiff train autoencoder --data DATA --out runs/autoencoder --cache scenes/
       gmodiff train prior --data DATA --from runs/autoencoder --regressor runs/mask --out runs/prior --cache scenes/
       gmodiff train onestep --data DATA --from runs/prior --regressor runs/mask --out runs/onestep --cache scenes/
@@ -46,7 +46,7 @@ def _finite(_: click.Context, option: click.Parameter, value: float | None) -> f
 
 
 _GUIDE = click.option(
-    "--regressor", type=click.Path(path_type=Path), metavar="RUN", help="The finished regressor that guides: a run or a file."
+    "--regressor", type=click.Path(path_type=Path), metavar="RUN", help="The finished regressor beside which it works: a run or a file."
 )
 
 
@@ -104,7 +104,7 @@ def mask(**options: Any) -> None:
     _run("mask", **options)
 
 
-@_stage("noise", "Train the noise reducer, which works where the reference measured.")
+@_stage("noise", "Train the noise reducer, which works where the reference measured, beside a finished regressor.", _GUIDE)
 def noise(**options: Any) -> None:
     """Noise of the merge."""
     _run("noise", **options)

@@ -61,18 +61,21 @@ def estimate_loss(gain: Tensor, truth: Tensor, encoded: Tensor) -> tuple[Tensor,
     return by_gain + by_mu + 0.25 * by_slope + PSNR_WEIGHT * (BEST_DB - psnr), parts
 
 
-def noise_loss(share: Tensor, merged: Tensor, leeway: Tensor, truth: Tensor, measured: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Squared error of the shares of the leeway, L1 in the mu-law domain and on its gradients, and the decibels each crop lacks to BEST_DB;
-    and the parts.
+def noise_loss(
+    share: Tensor, held: Tensor, merged: Tensor, leeway: Tensor, truth: Tensor, measured: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Squared error of the shares of the leeway; L1 in the mu-law domain and on its gradients, and the decibels each crop lacks to
+    BEST_DB, of what they make of the picture; and the parts.
 
     The first is what teaches: in its units all noise is alike, wherever it lies and however dark it is there.
 
-    share: (B, 3, H, W), -1..1, see `NoiseReducer`.   merged, leeway, truth: (B, 3, H, W) radiance relative to the short frame's white.
-    measured: (B, 1, H, W), 0..1, what each pixel counts: all where the reference measured, nothing where it clips.
+    share: (B, 3, H, W), -1..1, see `NoiseReducer`.   held, merged, leeway, truth: (B, 3, H, W) radiance relative to the short frame's
+    white.   measured: (B, 1, H, W), 0..1, what each pixel counts: all where the reference measured, nothing where it clips.
     """
-    wanted = ((truth - merged) / leeway).clamp(-1, 1)
+    low, high = merged - leeway, merged + leeway
+    wanted = ((truth.clamp(low, high) - held) / leeway).clamp(-1, 1)
     by_share = ((share - wanted) ** 2 * measured).mean()
-    apart = (compress((merged + leeway * share).clamp(max=1)) - compress(truth.clamp(max=1))) * measured
+    apart = (compress((held + leeway * share).clamp(low, high).clamp(max=1)) - compress(truth.clamp(max=1))) * measured
     by_mu = apart.abs().mean()
     by_slope = (apart[..., 1:] - apart[..., :-1]).abs().mean() + (apart[..., 1:, :] - apart[..., :-1, :]).abs().mean()
     psnr = -10 * torch.log10((apart**2).mean(dim=(1, 2, 3)) + 10 ** (-BEST_DB / 10)).mean()

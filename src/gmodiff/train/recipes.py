@@ -99,7 +99,7 @@ MASK = Recipe(
 )
 NOISE = Recipe(
     stage="noise",
-    command="gmodiff train noise --data DATA --out RUN --cache CACHE",
+    command="gmodiff train noise --data DATA --regressor REGRESSOR --out RUN --cache CACHE",
     data=REGRESSOR.data,
     hours="0.3 for 5000 steps on 400 scenes, in 2 processes on two shared CPU cores with AVX2",
     hardware=REGRESSOR.hardware,

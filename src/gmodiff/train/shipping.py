@@ -46,6 +46,8 @@ def _noise_shipped(weights: Path, card: Path, own: dict[str, Any]) -> list[Path]
     """The two files of a noise reducer; what the card says of it goes into `own`."""
     network, facts = read_noise_reducer(weights)
     _refuse_broken(weights, network)
+    if facts.get("guide") != own["weights"]:
+        raise InputError(f"{weights} was trained beside another regressor: gmodiff train noise --regressor trains one for this")
     single = card.with_name(f"{card.stem}{NOISE_SUFFIX}.safetensors")
     graph = single.with_suffix(".onnx")
     write_noise_reducer(network, single, facts | {"name": card.stem}, half=True)

@@ -55,6 +55,9 @@ USED_SHARE = 0.5
 HELD_SHARE = 0.7
 """Of the regressor's loss, on the estimate as the pipeline uses it: held to the merge where the reference measured."""
 
+STILL_SHARE = 0.4
+"""Of the crops from which noise is to be learned, in which the merge stands in the estimate's place."""
+
 SIGMA_ERROR_STOPS = 0.4
 """How wrong the noise model is in training (a deviation), in stops of the noise's own deviation."""
 
@@ -103,7 +106,8 @@ def begin(recipe: Recipe, start: Path | None, regressor: Path | None = None, bac
     """The stage of a recipe before its first step.
 
     start: weights to go on with; the mask needs a finished regressor's, the prior an autoencoder's, one step a prior's.
-    regressor: weights of the frozen regressor, with its mask, that prior and one step are guided by.   backbone: of sd21-onestep.
+    regressor: weights of the frozen regressor that noise is reduced beside, and, with its mask, that prior and one step are guided by.
+    backbone: of sd21-onestep.
     Raises InputError where one that is needed is missing or unfinished, FileFormatError for a file of another kind.
     """
     if recipe.full_size:
@@ -122,7 +126,9 @@ def begin(recipe: Recipe, start: Path | None, regressor: Path | None = None, bac
         reducer, before = (NoiseReducer(recipe.noise), {}) if start is None else read_noise_reducer(start)
         if reducer.shape != recipe.noise:
             raise InputError(f"{start} holds a network of another shape ({reducer.shape.as_dict()}) than the recipe trains")
-        return NoiseStage(recipe, before, reducer)
+        if regressor is None:
+            raise InputError("noise is reduced beside a regressor: give its run or weights with --regressor")
+        return NoiseStage(recipe, before, reducer, read_weights(regressor)[0])
     refiner, before = (Refiner(recipe.autoencoder, recipe.denoiser), {}) if start is None else read_refiner(start)
     shapes = (refiner.autoencoder.shape, refiner.denoiser.shape)
     if shapes != (recipe.autoencoder, recipe.denoiser):
@@ -223,41 +229,63 @@ class MaskStage(EstimateStage):
 
 
 class NoiseStage(Stage):
-    """Noise of the merge, where the reference measured and estimates are held to it."""
+    """What is left of noise, and of the frozen regressor's mistakes, where the reference measured and estimates are held to the merge."""
 
-    def __init__(self, recipe: Recipe, before: dict[str, Any], network: NoiseReducer) -> None:
+    def __init__(self, recipe: Recipe, before: dict[str, Any], network: NoiseReducer, guide: Regressor) -> None:
         super().__init__(recipe, before)
-        self.network = network.train()
+        self.network, self.guide = network.train(), guide.eval()
+
+    def train(self, mode: bool = True) -> NoiseStage:
+        """The guide stays as it is."""
+        super().train(mode)
+        self.guide.eval()
+        return self
 
     def learned(self) -> list[nn.Parameter]:
         """See `Stage`."""
         return list(self.network.parameters())
 
     def forward(self, batch: Batch, step: int) -> tuple[Tensor, Parts]:
-        """See `Stage`. Of each crop the deviation is wrong by a factor: noise models of photos are."""
+        """See `Stage`. Of each crop the deviation is wrong by a factor, as noise models of photos are; in some nothing moved."""
         dice = torch.Generator().manual_seed((self.recipe.seed << 32) + step)
         rank, world = self.share
         stops = SIGMA_ERROR_STOPS * torch.randn(self.recipe.batch, 1, 1, 1, generator=dice)[rank::world]
-        share, merged, leeway = self._shares(batch, batch["sigma"] * torch.exp2(stops).to(batch["sigma"].device))
-        return noise_loss(share, merged, leeway, batch["truth"], 1 - unmeasured(batch["encoded"]))
+        moved = (torch.rand(self.recipe.batch, 1, 1, 1, generator=dice) >= STILL_SHARE)[rank::world]
+        sigma = batch["sigma"] * torch.exp2(stops).to(batch["sigma"].device)
+        return noise_loss(*self._shares(batch, sigma, moved.to(sigma.device)), batch["truth"], 1 - unmeasured(batch["encoded"]))
 
     def check(self, batch: Batch) -> dict[str, float]:
-        """PSNR-mu where the reference measured: with less noise, and of the merge."""
-        share, merged, leeway = self._shares(batch, batch["sigma"])
+        """PSNR-mu where the reference measured: with less noise, of the estimate as held without that, and of the merge."""
+        share, held, merged, leeway = self._shares(batch, batch["sigma"], torch.ones((), dtype=torch.bool, device=batch["sigma"].device))
         where = unmeasured(batch["encoded"]) == 0
-        pictures = {"psnr_mu": merged + leeway * share, "merged_psnr_mu": merged}
+        reduced = (held + leeway * share).clamp(merged - leeway, merged + leeway)
+        pictures = {"psnr_mu": reduced, "held_psnr_mu": held, "merged_psnr_mu": merged}
         return {name: psnr_mu(picture, batch["truth"], where) for name, picture in pictures.items()}
 
     def write(self, path: Path, facts: dict[str, Any]) -> None:
         """See `Stage`."""
         write_noise_reducer(self.network, path, facts)
 
-    def _shares(self, batch: Batch, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, 3, H, W): shares of the leeway; the merge and the leeway, relative to the short frame's white."""
-        with self._autocast(sigma.device):
-            share = self.network(batch["merged"], batch["linear"][:, 0], sigma)
+    def facts(self) -> dict[str, Any]:
+        """The regressor that it was trained beside."""
+        return {"guide": digest(self.guide)}
+
+    def _shares(self, batch: Batch, sigma: Tensor, moved: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(B, 3, H, W): shares of the leeway; estimate held to the merge, merge, and leeway, relative to the short frame's white.
+
+        moved: bool, of each crop or all; where not, the merge stands, as `stillness` has it.
+        """
         white = torch.exp2(batch["stops"].amin(dim=1))[:, None, None, None]
-        return share.float(), batch["merged"] * white, HELD_SIGMAS * sigma * white
+        merged, leeway = batch["merged"] * white, HELD_SIGMAS * sigma * white
+        with torch.no_grad(), self._autocast(sigma.device):
+            change = self.guide(**{k: batch[k] for k in INPUTS}).change
+        gain = full_gain(change.float(), batch["merged"], batch["stops"], batch["encoded"])
+        free = radiance_from_mu_gain(gain, batch["encoded"])
+        held = free.clamp(merged - leeway, merged + leeway)
+        held = torch.where(moved, held + unmeasured(batch["encoded"]) * (free - held), merged)
+        with self._autocast(sigma.device):
+            share = self.network(held / white, batch["merged"], batch["linear"][:, 0], sigma)
+        return share.float(), held, merged, leeway
 
 
 # ---- stage 3: the refiner -------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import { Viewer } from './viewer.js';
 
 const $ = (id) => document.getElementById(id);
 const UPLOADS_AT_ONCE = 3;
-const STAGES = { read: 'reading', calibrate: 'measuring the camera', align: 'aligning', merge: 'merging', estimate: 'estimating', render: 'rendering', write: 'finishing' };
+const STAGES = { read: 'reading', calibrate: 'measuring the camera', align: 'aligning', merge: 'merging', estimate: 'estimating', noise: 'reducing noise', render: 'rendering', write: 'finishing' };
 
 const state = {
   status: null,

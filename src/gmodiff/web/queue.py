@@ -15,7 +15,7 @@ from gmodiff.errors import GMODiffError
 
 WAITING, RUNNING, DONE, FAILED, CANCELLED = "waiting", "running", "done", "failed", "cancelled"
 
-SHARES = {"read": 0.10, "calibrate": 0.08, "align": 0.27, "merge": 0.15, "estimate": 0.23, "render": 0.12, "write": 0.05}
+SHARES = {"read": 0.10, "calibrate": 0.08, "align": 0.27, "merge": 0.15, "estimate": 0.17, "noise": 0.06, "render": 0.12, "write": 0.05}
 """About what each stage takes of a merge (12 megapixels, three photos, two cores); a stage that is left out is passed over."""
 
 
