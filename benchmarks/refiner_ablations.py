@@ -236,8 +236,26 @@ def there_and_back(paths: list[Path], data: Path | None, scenes: list[str], weig
                     for how, back in (("without skips", network.decode(latent)), ("with", network.decode(latent, skips))):
                         found.setdefault(f"{kind}, {how}", []).append(float(-10 * torch.log10(((back - picture) ** 2).mean())))
                 found.setdefault(f"{kind}, deviation of its latents", []).append(float(latent.std()))
+                found.setdefault(f"{kind}, best linear code of that size", []).append(_best_linear(picture, network.shape.latent))
+            if scene.perfect is not None:
+                # The same gain without the reference's noise and JPEG: what is between the two is nothing that a picture has.
+                sharp = scene.truth * np.float32(1)
+                clean = scene.bracket.response.encode(np.minimum(sharp, 1))[:height, :width]
+                apart = mu_gain(truth, torch.from_numpy(np.ascontiguousarray(clean.transpose(2, 0, 1)))[None]) - kinds["gain"]
+                found.setdefault("gain, of the noisy reference beside that of the light itself", []).append(
+                    float(-10 * torch.log10((apart**2).mean()))
+                )
         for name, values in found.items():
             print(f"{dataset.name}, {len(values)} scenes, {name}: mean {np.mean(values):.2f}, least {min(values):.2f}")
+
+
+def _best_linear(picture: torch.Tensor, numbers: int) -> float:
+    """PSNR, peak 1, of the best that so many numbers for each cell of LATENT_FOLD pixels a side can do linearly: principal components of this
+    very picture, which no code for all pictures can be above unless it is not linear.
+    """
+    cells = torch.nn.functional.pixel_unshuffle(picture, LATENT_FOLD)[0].flatten(1).double()
+    moments = torch.linalg.eigvalsh(torch.cov(cells))
+    return float(-10 * torch.log10(moments[:-numbers].clamp_min(0).sum() / len(cells)))
 
 
 def _file(run: Path) -> Path:
