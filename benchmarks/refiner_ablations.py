@@ -239,8 +239,7 @@ def there_and_back(paths: list[Path], data: Path | None, scenes: list[str], weig
                 found.setdefault(f"{kind}, best linear code of that size", []).append(_best_linear(picture, network.shape.latent))
             if scene.perfect is not None:
                 # The same gain without the reference's noise and JPEG: what is between the two is nothing that a picture has.
-                sharp = scene.truth * np.float32(1)
-                clean = scene.bracket.response.encode(np.minimum(sharp, 1))[:height, :width]
+                clean = scene.bracket.response.encode(scene.truth)[:height, :width]
                 apart = mu_gain(truth, torch.from_numpy(np.ascontiguousarray(clean.transpose(2, 0, 1)))[None]) - kinds["gain"]
                 found.setdefault("gain, of the noisy reference beside that of the light itself", []).append(
                     float(-10 * torch.log10((apart**2).mean()))
@@ -250,8 +249,8 @@ def there_and_back(paths: list[Path], data: Path | None, scenes: list[str], weig
 
 
 def _best_linear(picture: torch.Tensor, numbers: int) -> float:
-    """PSNR, peak 1, of the best that so many numbers for each cell of LATENT_FOLD pixels a side can do linearly: principal components of this
-    very picture, which no code for all pictures can be above unless it is not linear.
+    """PSNR, peak 1, of the best that so many numbers for each cell of LATENT_FOLD pixels a side can do linearly: principal components of
+    this very picture, which no code for all pictures can be above unless it is not linear.
     """
     cells = torch.nn.functional.pixel_unshuffle(picture, LATENT_FOLD)[0].flatten(1).double()
     moments = torch.linalg.eigvalsh(torch.cov(cells))
