@@ -12,7 +12,7 @@ from synthetic import photos, scene
 STOPS = (0.0, -2.0, 2.0)
 
 
-def write_set(folder: Path, first: int, *, seed: int = 0, height: int = 72, width: int = 96, minute: int = 0) -> list[Path]:
+def write_set(folder: Path, first: int, *, seed: int = 0, height: int = 72, width: int = 96, minute: int = 0, iso: int = 100) -> list[Path]:
     """Three JPEGs of an automatic bracket, IMG_<first>.jpg and following, taken within a second."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
@@ -25,7 +25,7 @@ def write_set(folder: Path, first: int, *, seed: int = 0, height: int = 72, widt
             {
                 0x829A: 0.01 * 2.0**stop,
                 0x829D: 8.0,
-                0x8827: 100,
+                0x8827: iso,
                 0x9003: f"2026:05:01 10:{minute:02d}:00",
                 0x9291: f"{3 * i}0",
                 0x9204: stop,

@@ -10,9 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
 import gmodiff
+from cards import write_set
 from gmodiff import noise_reduction
+from gmodiff.cli import command
 from gmodiff.errors import FileFormatError, InputError
 from gmodiff.estimate import Estimate
 from gmodiff.model.noise_reducer import (
@@ -24,10 +27,11 @@ from gmodiff.model.noise_reducer import (
 )
 from gmodiff.model.regressor import STRIDE
 from gmodiff.moving_scene import Motion
+from gmodiff.networks import load_network
 from gmodiff.noise_reduction import NoiseReduction
 from gmodiff.pipeline import reconstruct_radiance
 from gmodiff.provenance import HELD_SIGMAS, SHARE_SCALE, constrain
-from gmodiff.radiometry import TAPER_ENCODED, NoiseModel, response_slope
+from gmodiff.radiometry import CLIPPED_ENCODED, TAPER_ENCODED, CameraResponse, NoiseModel, deviation_of_codes
 from gmodiff.runtime import Card, load_model
 from gmodiff.simulate import Camera, simulate
 from gmodiff.train.losses import noise_loss
@@ -163,8 +167,7 @@ def test_shares_move_what_was_measured_and_nothing_that_clips():
     bracket = photos(scene())
     frame = bracket.frames[bracket.reference]
     own = bracket.response.linearise(frame.encoded)
-    table = bracket.response.codes(frame.encoded.dtype)
-    deviation = frame.noise.sigma_linear(table, response_slope(table))
+    deviation = deviation_of_codes(bracket.response, frame.noise, frame.encoded.dtype)
     leeway = HELD_SIGMAS * np.stack([deviation[frame.encoded[..., c], c] for c in range(3)], axis=-1)
     measured, clips = (frame.encoded < TAPER_ENCODED * 255).all(axis=2), (frame.encoded == 255).all(axis=2)
     assert measured.any()
@@ -177,12 +180,16 @@ def test_shares_move_what_was_measured_and_nothing_that_clips():
         assert (found[clips] == 7).all()
 
 
-def test_no_share_moves_nothing_however_near_to_clipping():
-    bracket = photos(scene())
-    frame = bracket.frames[bracket.reference]
-    arguments = frame.encoded, bracket.response, frame.noise
-    own = bracket.response.linearise(frame.encoded)
-    once = constrain(np.full(own.shape, 3, np.float32), *arguments, merged=own)
+@pytest.mark.parametrize("times", [0.8, 1.5, 3])
+def test_no_share_moves_nothing_however_near_to_clipping(times):
+    """A ramp through the taper, in which an estimate lies lawfully beyond the leeway."""
+    frame = np.repeat(np.arange(200, 256, dtype=np.uint8)[None, :, None], 3, axis=2)
+    response = CameraResponse.named("srgb")
+    arguments = frame, response, NoiseModel.of_photo(3200, 8, lossy=True)
+    own = response.linearise(frame)
+    assert ((frame > TAPER_ENCODED * 255) & (frame < CLIPPED_ENCODED * 255)).sum() > 30
+    once = constrain(own * np.float32(times), *arguments, merged=own)
+    assert not np.allclose(once, own, rtol=0.1)
     again = constrain(once, *arguments, merged=own, shares=np.zeros(own.shape, np.int8))
     np.testing.assert_allclose(again, once, rtol=1e-6)
 
@@ -218,7 +225,7 @@ def test_pictures_of_any_size_pass():
         assert shares.shape == (height, width, 3)
 
 
-@pytest.mark.parametrize(("iso", "asked"), [(100, False), (800, False), (1600, True)])
+@pytest.mark.parametrize(("iso", "asked"), [(100, False), (1000, False), (1250, True)])
 def test_photos_with_little_noise_are_left_alone(iso, asked):
     bracket, truth = noisy(iso)
     model = Says(1)
@@ -236,7 +243,7 @@ def test_broken_weights_and_little_memory_are_one_line():
         def __call__(self, inputs):
             raise MemoryError
 
-    with pytest.raises(InputError, match="not enough memory for tiles of"):
+    with pytest.raises(InputError, match="not enough memory to reduce noise in tiles of"):
         NoiseReduction(Full(0))(bracket, truth, truth)
 
 
@@ -249,8 +256,7 @@ def test_the_pipeline_moves_noisy_estimates_within_the_leeway(iso, moves):
     )
     assert (stands.noise_reduced, raised.noise_reduced) == (False, moves)
     frame = bracket.frames[bracket.reference]
-    table = bracket.response.codes(frame.encoded.dtype)
-    deviation = frame.noise.sigma_linear(table, response_slope(table))
+    deviation = deviation_of_codes(bracket.response, frame.noise, frame.encoded.dtype)
     leeway = HELD_SIGMAS * np.stack([deviation[frame.encoded[..., c], c] for c in range(3)], axis=-1)
     rise = (raised.radiance - stands.radiance) / leeway
     assert rise.min() > -1e-3
@@ -276,6 +282,25 @@ def test_noise_falls_and_edges_stay(compact):
     assert (quiet - truth)[~flat].std() < (plain - truth)[~flat].std()  # most of what is wrong there is the lens's blur
 
 
+@pytest.mark.parametrize(("iso", "options", "reduced"), [(3200, (), True), (3200, ("--keep-noise",), False), (100, (), False)])
+def test_the_command_says_whether_noise_was_reduced(tmp_path, iso, options, reduced):
+    paths = write_set(tmp_path, 1, iso=iso)
+    ran = CliRunner().invoke(command, ["merge", *map(str, paths), "-o", str(tmp_path / "a.jpg"), "--json", *options])
+    assert ran.exit_code == 0, ran.output
+    assert json.loads(ran.stdout)["model"]["noise_reduced"] is reduced
+
+
+def test_a_batch_makes_noise_anew_when_it_is_to_be_kept(tmp_path):
+    write_set(tmp_path / "card", 1, iso=3200)
+    asked = ["batch", str(tmp_path / "card"), "-o", str(tmp_path / "out"), "--workers", "1", "--json"]
+    for options, made in (((), 1), ((), 0), (("--keep-noise",), 1)):
+        ran = CliRunner().invoke(command, [*asked, *options])
+        assert ran.exit_code == 0, ran.output
+        assert json.loads(ran.stdout)["made"] == made
+    results = [json.loads(line).get("result") for line in (tmp_path / "out" / "batch.jsonl").read_text().splitlines()]
+    assert [r["noise_reduced"] for r in results if r] == [True, False]
+
+
 def test_runtimes_agree(compact):
     bracket, truth = noisy(1600)
     found = [NoiseReduction(load_model("compact", runtime=r).noise_reducer)(bracket, truth, truth) for r in ("onnxruntime", "torch")]
@@ -293,13 +318,15 @@ def test_other_weights_than_the_card_names_are_refused(tmp_path):
     graph = tmp_path / "compact-noise.onnx"
     graph.write_bytes(graph.read_bytes()[:-10])
     with pytest.raises(FileFormatError, match=r"compact-noise\.onnx: not the weights"):
-        load_model(str(tmp_path / "compact.json"))
+        load_network(str(tmp_path / "compact.json"))
     graph.unlink()
     with pytest.raises(InputError, match=r"compact-noise\.onnx: cannot be read"):
-        load_model(str(tmp_path / "compact.json"))
+        load_network(str(tmp_path / "compact.json"))
+    load_network(str(tmp_path / "compact.json"), keep_noise=True)
     del card["noise"]
     (tmp_path / "compact.json").write_text(json.dumps(card))
     assert load_model(str(tmp_path / "compact.json")).noise_reducer is None
-    (tmp_path / "compact.json").write_text(json.dumps(card | {"noise": {"stride": 32}}))
-    with pytest.raises(FileFormatError, match="not a model card"):
-        load_model(str(tmp_path / "compact.json"))
+    for wrong in ({"stride": 32}, {"stride": 0, "halo_px": 0}, {"stride": 32, "halo_px": 33}, {"stride": 32, "halo_px": -32}):
+        (tmp_path / "compact.json").write_text(json.dumps(card | {"noise": wrong}))
+        with pytest.raises(FileFormatError, match="not a model card"):
+            load_model(str(tmp_path / "compact.json"))

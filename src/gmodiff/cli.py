@@ -118,7 +118,7 @@ def _numbers(_: click.Context, parameter: click.Parameter, text: str | None) -> 
 @click.option("--refine", type=float, default=0.0, show_default=True, metavar="0..1",
               help="How much of the refiner's detail goes in where the network doubts its estimate; for models that have one.")  # fmt: skip
 @click.option(
-    "--keep-noise", is_flag=True, help="Do not reduce noise where the reference measured; photos of ISO 800 and less keep it anyway."
+    "--keep-noise", is_flag=True, help="Do not reduce noise where the reference measured; photos below about ISO 1200 keep it anyway."
 )
 @click.option("--look", type=click.Choice(["camera", "linear"]), default="camera", show_default=True,
               help="The HDR picture: the photo's own look with its highlights given back, or scene-linear light.")  # fmt: skip
@@ -205,7 +205,6 @@ def merge(
     if model == NO_MODEL:
         given = {"--runtime": runtime != "auto", "--device": device != "auto", "--exact": exact,
                  "--estimate-size": estimate_size != "auto", "--tile": tile is not None, "--refine": refine > 0,
-                 "--keep-noise": keep_noise,
                  "--backbone": backbone is not None, "--weights": weights is not None, "--precision": precision != "auto",
                  "--offload": offload != "auto"}  # fmt: skip
         refuse_idle(given)

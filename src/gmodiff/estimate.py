@@ -112,6 +112,7 @@ class Estimator:
             )
         if self.refinement is not None:
             self.refinement.check_fits(self.model.card)
+        _ = self._reducer  # what is wrong with it is said before there is work to lose
         least = 4 * self.model.card.halo_px
         if self.tile is not None and min(self.tile) < least:
             size = str(self.tile[0]) if self.tile[0] == self.tile[1] else f"{self.tile[1]}x{self.tile[0]}"
@@ -119,11 +120,16 @@ class Estimator:
         if self.shrink is not None and self.shrink < 1:
             raise InputError(f"shrink {self.shrink}: expected 1 (full size) or more")
 
+    @property
+    def _reducer(self) -> Model | None:
+        # Anything that answers as a model does will do; only those from `load_model` may have one.
+        return None if self.keep_noise else getattr(self.model, "noise_reducer", None)
+
     def __call__(
         self, bracket: Bracket, alignments: Sequence[Alignment], merged: F32, *, progress: Callable[[float], None] | None = None
     ) -> Estimate:
         """merged: (H, W, 3) radiance of the classical merge. Raises InputError where memory does not suffice for a tile."""
-        card, reducer = self.model.card, None if self.keep_noise else getattr(self.model, "noise_reducer", None)
+        card, reducer = self.model.card, self._reducer
         order = frames_for(bracket, card.max_frames)
         left_out = bool(bracket.relative_exposures[0] < min(bracket.relative_exposures[i] for i in order))
         shrink = self.shrink or max(1, round((merged[..., 0].size / ESTIMATED_PX) ** 0.5))

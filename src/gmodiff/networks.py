@@ -50,6 +50,4 @@ def load_network(
         raise InputError(f"--estimate-size {estimate_size}: model {name} sees every pixel; merge smaller copies, or leave this out")
     if refine > 0:
         raise InputError(f"--refine {refine:g}: model {name} refines everything by itself; leave this out")
-    if keep_noise:
-        raise InputError(f"--keep-noise: model {name} does not reduce noise; leave this out")
     return Network(model, own(tile))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from gmodiff.errors import InputError
 from gmodiff.image import Bracket
 from gmodiff.provenance import SHARE_SCALE, look_up
-from gmodiff.radiometry import F32, response_slope
+from gmodiff.radiometry import F32, deviation_of_codes
 from gmodiff.tiling import tile_cores, tile_shape, tile_start
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ of ISO 800 has 2.1 codes, one of ISO 1600 2.9. On 16 scenes of the training pict
 @dataclass(frozen=True)
 class NoiseReduction:
     """model: `noise_reducer` of a loaded model, from held, merged, seen and sigma to shares.   tile: (rows, columns) in pixels that it
-    gets at once at most; None: what covers the picture with least work.
+    gets at once at most, where that is less than TILE_AREA_PX.
     """
 
     model: Model
@@ -52,12 +52,12 @@ class NoiseReduction:
         """
         reference, card = bracket.frames[bracket.reference], self.model.card
         table = bracket.response.codes(reference.encoded.dtype)
-        deviation = np.asarray(reference.noise.sigma_linear(table, response_slope(table)), np.float32)
+        deviation = deviation_of_codes(bracket.response, reference.noise, reference.encoded.dtype)
         if _of_grey(table, deviation) < LEAST_NOISE:
             return None
         height, width = merged.shape[:2]
         shares = np.zeros(merged.shape, np.int8)
-        rows, columns = tile_shape(height, width, self.tile, TILE_AREA_PX, card.halo_px, card.stride)
+        rows, columns = tile_shape(height, width, None, self._area, card.halo_px, card.stride)
         cores = [(a, b) for a in tile_cores(height, rows, card.halo_px) for b in tile_cores(width, columns, card.halo_px)]
         for n, (down, across) in enumerate(cores):
             if progress is not None:
@@ -73,15 +73,21 @@ class NoiseReduction:
                 found = self.model({k: _planes(v, rows, columns) for k, v in given.items()})["share"][0]
             except MemoryError:
                 raise InputError(
-                    f"not enough memory for tiles of {columns}x{rows} pixels: give a smaller --tile, or --keep-noise"
+                    f"not enough memory to reduce noise in tiles of {columns}x{rows} pixels: give a smaller --tile, or --keep-noise"
                 ) from None
             inner = found[:, down[0] - top : down[1] - top, across[0] - left : across[1] - left].transpose(1, 2, 0)
             if not np.isfinite(inner.sum(dtype=np.float64)):
-                raise InputError(f"model {card.name} returned values that are not finite: its weights are broken; take another --model")
+                raise InputError(
+                    f"the noise reducer of model {card.name} returned values that are not finite: its weights are broken; give --keep-noise"
+                )
             shares[slice(*down), slice(*across)] = np.rint(inner * np.float32(SHARE_SCALE))
         if progress is not None:
             progress(1.0)
         return shares
+
+    @property
+    def _area(self) -> int:
+        return TILE_AREA_PX if self.tile is None else min(TILE_AREA_PX, self.tile[0] * self.tile[1])
 
 
 def _of_grey(table: F32, deviation: F32) -> float:

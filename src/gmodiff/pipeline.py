@@ -1,4 +1,4 @@
-"""The road of one bracket, on one page: align, merge, estimate, constrain, render. Start reading here."""
+"""The road of one bracket, on one page: align, merge, estimate, constrain (less noise, constrained again), render. Start reading here."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from gmodiff.tonemap import DEFAULT_HEADROOM_STOPS, in_published_primaries, rend
 class Reconstruction:
     """Radiance before it is rendered: (H, W, 3) float32, 1.0 = the reference's white; (H, W) provenance; how frames were aligned.
 
-    degradation: (H, W) uint8, 0..255, where the model doubts its own estimate; None without a model.   noise_reduced: where the reference
-    measured, within `provenance.HELD_SIGMAS` deviations of its noise.
+    degradation: (H, W) uint8, 0..255, where the model doubts its own estimate; None without a model.   noise_reduced: whether it was,
+    where the reference measured (`noise_reduction`).
     """
 
     radiance: F32 = field(repr=False)
@@ -51,7 +51,7 @@ class Reconstruction:
 def reconstruct_radiance(
     bracket: Bracket, model: Model | Estimates | None = None, *, align: bool = True, progress: Progress | None = None
 ) -> Reconstruction:
-    """`reconstruct` without the rendering: align, merge, estimate, constrain. Radiance is in the bracket's own primaries."""
+    """`reconstruct` without the rendering: align, merge, estimate, constrain, less noise. Radiance is in the bracket's own primaries."""
     alignments = aligned(bracket, align=align, progress=progress)
     merged = merge(bracket, alignments, with_motion=model is not None, progress=_step(progress, "merge"))
     return estimated(bracket, alignments, merged, model, progress=progress)
@@ -86,6 +86,7 @@ def estimated(
         held = False if estimate.everywhere else hold_where_still(radiance, merged, reference.encoded)
         provenance, degradation = np.where(held, provenance, estimate.relabelled(provenance)), estimate.degradation
         held_to, reducer = merged.radiance, estimate.noise_reducer
+        del estimate  # as large as the picture
     measured = reference.encoded, bracket.response, reference.noise
     constrain(radiance, *measured, merged=held_to, out=radiance)
     if reducer is not None:

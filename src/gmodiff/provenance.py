@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from gmodiff.radiometry import F32, CameraResponse, NoiseModel, clipping_nearness, radiance_interval_codes, response_slope
+from gmodiff.radiometry import F32, CameraResponse, NoiseModel, clipping_nearness, deviation_of_codes, radiance_interval_codes
 from gmodiff.tiling import for_each_strip
 
 REFERENCE, ALIGNED, INFERRED = 0, 1, 2
@@ -23,7 +23,7 @@ a photo. The merge is nearly as good there as can be. Letting estimates use the 
 32 simulated scenes of the training pictures) and tints of several codes on photos unlike those."""
 
 SHARE_SCALE = 127
-"""Of HELD_SIGMAS deviations, in `constrain`'s shares."""
+"""Share of the leeway (`constrain`) that moves a sample by all of it, HELD_SIGMAS deviations."""
 
 
 def constrain(
@@ -55,8 +55,7 @@ def constrain(
     top = np.iinfo(reference_encoded.dtype).max
     nearness = clipping_nearness(np.arange(top + 1) / top).astype(np.float32)
     least = low.min(axis=1)
-    linear = response.at(np.arange(top + 1) / top)
-    leeway = (HELD_SIGMAS * noise.sigma_linear(linear, response_slope(linear))).astype(np.float32)
+    leeway = np.float32(HELD_SIGMAS) * deviation_of_codes(response, noise, reference_encoded.dtype)
     result = np.empty(radiance.shape, np.float32) if out is None else out
 
     def strip(first: int, end: int) -> None:
@@ -106,7 +105,9 @@ def _held(value: F32, merged: F32, leeway: F32, near: F32 | None) -> F32:
 
 def _moved(value: F32, merged: F32, leeway: F32, shares: NDArray[np.int8], near: F32 | None) -> F32:
     """(rows, W, 3) value moved by its share of leeway, but not beyond leeway of merged; near: (rows, W), 0..1, how much of it stays."""
-    moved = np.clip(value + leeway * (shares * np.float32(1 / SHARE_SCALE)), merged - leeway, merged + leeway)
+    # Near to clipping a value may lie beyond them already, and stays where it is.
+    low, high = np.minimum(merged - leeway, value), np.maximum(merged + leeway, value)
+    moved = np.clip(value + leeway * (shares * np.float32(1 / SHARE_SCALE)), low, high)
     return moved if near is None else np.asarray(moved + near[..., None] * (value - moved), np.float32)
 
 

@@ -259,6 +259,12 @@ def response_slope(table: FloatArray) -> NDArray[np.float64]:
     return np.gradient(np.asarray(table, np.float64), 1.0 / (len(table) - 1), axis=0)
 
 
+def deviation_of_codes(response: CameraResponse, noise: NoiseModel, dtype: np.dtype[Any]) -> F32:
+    """(codes, 3) float32: standard deviation of the linear value of each code of uint8 or uint16 frames, above 0."""
+    table = response.at(np.arange(np.iinfo(dtype).max + 1) / np.iinfo(dtype).max)
+    return np.asarray(noise.sigma_linear(table, response_slope(table)), np.float32)
+
+
 class IntervalTables(NamedTuple):
     """What each code of a frame says about its linear value, (codes, 3) float32 each.
 

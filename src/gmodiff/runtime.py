@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -85,8 +87,10 @@ class Card:
             if card.kind == "refiner" and not (0 <= stored["threshold"] < 1 and isinstance(stored["guide"], str)):
                 raise ValueError("threshold out of range, or no guide")
             beside = stored.get("noise")
-            if beside is not None and not (card.kind == "regressor" and all(type(beside[k]) is int for k in ("stride", "halo_px"))):
-                raise ValueError("noise without whole stride and halo_px, or not of a regressor")
+            if beside is not None:
+                sizes = [beside[k] for k in ("stride", "halo_px")]
+                if card.kind != "regressor" or not all(type(n) is int and n > 0 for n in sizes) or sizes[1] % sizes[0]:
+                    raise ValueError("a noise reducer of no regressor, or its stride or halo_px out of range")
             if card.kind == "refiner" and stored.get("answer") != REFINER_ANSWER:
                 raise FileFormatError(f"{path}: a refiner of an older version, which answered otherwise: train it again")
             whole = (card.max_frames, card.stride, card.halo_px)
@@ -190,9 +194,14 @@ def load_model(
     noise = card.facts.get("noise")
     if noise is not None:
         beside = path.with_name(f"{path.stem}{NOISE_SUFFIX}{suffix}")
-        check_weights(beside, card)
         own = replace(card, kind="noise", stride=noise["stride"], halo_px=noise["halo_px"])
-        model.noise_reducer = engines[chosen](own, beside, device, exact)
+
+        def reducer() -> Model:
+            check_weights(beside, card)
+            # In float32: it begins with differences of nearly equal numbers.
+            return engines[chosen](own, beside, device, True)
+
+        model.reducer = reducer
     return model
 
 
@@ -296,20 +305,25 @@ def _openvino() -> Any:
             sys.modules.pop(name, None)  # another thread may have been here
 
 
-class _Engine:
-    """What runs a network. noise_reducer: the network that works beside a regressor where the reference measured; None for none."""
+class _Engine(ABC):
+    """What runs a network. reducer: loads the one that works beside a regressor where the reference measured; None for none."""
 
     card: Card
-    noise_reducer: _Engine | None = None
+    reducer: Callable[[], Model] | None = None
+
+    @cached_property
+    def noise_reducer(self) -> Model | None:
+        """The network beside this one, loaded when first asked for. Raises what `load_model` does."""
+        return None if self.reducer is None else self.reducer()
 
     @property
+    @abstractmethod
     def runtime(self) -> str:
         """See `Model`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def __call__(self, inputs: Arrays) -> dict[str, F32]:
         """See `Model`."""
-        raise NotImplementedError
 
 
 class _OpenVINO(_Engine):

@@ -163,7 +163,8 @@ def _result(bracket: Any, image: Any, network: Any) -> dict[str, Any]:
     known = [v for v in facts["disagreement_stops"] if v is not None]
     moved = max((a["shift_px"] for a in facts["alignment"]), default=0.0)
     kept = ("width", "height", "frames", "reference", "exposure_source", "response", "headroom_stops", "provenance", "notes")
-    return {k: facts[k] for k in kept} | {"disagreement_stops": max(known) if known else None, "moved_px": round(moved, 1)}
+    more = {"disagreement_stops": max(known) if known else None, "moved_px": round(moved, 1)}
+    return {k: facts[k] for k in kept} | more | {"noise_reduced": image.metadata["noise_reduced"]}
 
 
 def _preview(image: Any) -> bytes:

@@ -299,7 +299,8 @@ def export(start: Path, output: Path, noise: Path | None, guide: Path | None, th
     if output.suffix != ".json":
         raise InputError(f"-o {output}: give the card a name ending in .json")
     beside = output.with_name(f"{output.stem}{NOISE_SUFFIX}{output.suffix}")
-    files = [output, *(p.with_suffix(s) for p in ([output] if noise is None else [output, beside]) for s in (".onnx", ".safetensors"))]
+    files_beside = [beside.with_suffix(s) for s in (".onnx", ".safetensors")]
+    files = [output, *(output.with_suffix(s) for s in (".onnx", ".safetensors")), *(files_beside if guide is None else ())]
     taken = [p for p in files if p.exists()]
     if taken and not force:
         raise InputError(f"{taken[0]} exists: give --force to overwrite it, or another name")
@@ -311,6 +312,9 @@ def export(start: Path, output: Path, noise: Path | None, guide: Path | None, th
         if guide is None
         else ship_refiner(weights, output, load_card(str(guide)), threshold)
     )
+    if guide is None and noise is None:
+        for stale in files_beside:
+            stale.unlink(missing_ok=True)  # the card names them no longer
     for path in paths:
         click.echo(f"{path}: {path.stat().st_size / 1e6:.3f} MB")
 

@@ -70,7 +70,8 @@ def noise_loss(
     The first is what teaches: in its units all noise is alike, wherever it lies and however dark it is there.
 
     share: (B, 3, H, W), -1..1, see `NoiseReducer`.   held, merged, leeway, truth: (B, 3, H, W) radiance relative to the short frame's
-    white.   measured: (B, 1, H, W), 0..1, what each pixel counts: all where the reference measured, nothing where it clips.
+    white.   measured: (B, 1, H, W), 0..1, what each pixel counts: all where the reference measured, nothing where it clips. Between, what
+    lies beyond the leeway is drawn to it; `provenance.constrain` leaves it there.
     """
     low, high = merged - leeway, merged + leeway
     wanted = ((truth.clamp(low, high) - held) / leeway).clamp(-1, 1)

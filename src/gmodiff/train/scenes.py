@@ -28,7 +28,7 @@ from gmodiff.errors import GMODiffError, InputError, OutputError
 from gmodiff.image import Bracket
 from gmodiff.merge import merge
 from gmodiff.moving_scene import Cutout, Motion, generator, piece_of
-from gmodiff.radiometry import F32, CameraResponse, response_slope
+from gmodiff.radiometry import F32, CameraResponse, deviation_of_codes
 from gmodiff.reader import read
 from gmodiff.simulate import Camera, Simulation, render_bracket, simulate
 from gmodiff.writer import replacing
@@ -278,13 +278,12 @@ def render(drawn: Draw, size: int = SIZE_PX) -> TrainingScene:
     order = [drawn.reference, *(i for i in range(len(bracket.frames)) if i != drawn.reference)]
     warped = [warp_rows(bracket.frames[i], alignments[i], 0, size) for i in order]
     full = np.full((size, size), 255, np.uint8)
-    table = bracket.response.codes(np.dtype(np.uint8))
     return TrainingScene(
         codes=np.stack([w for w, _ in warped]),
         coverage=np.stack([full if c is None else np.rint(c * np.float32(255)).astype(np.uint8) for _, c in warped]),
         stops=np.log2(np.array([bracket.relative_exposures[i] for i in order], np.float32)),
-        table=table,
-        sigma=np.asarray(bracket.frames[drawn.reference].noise.sigma_linear(table, response_slope(table)), np.float32),
+        table=bracket.response.codes(np.dtype(np.uint8)),
+        sigma=deviation_of_codes(bracket.response, bracket.frames[drawn.reference].noise, np.dtype(np.uint8)),
         merged=np.minimum(merged, LARGEST_RADIANCE).astype(np.float16),
         truth=np.minimum(truth, LARGEST_RADIANCE).astype(np.float16),
         moving=made.motion_mask,

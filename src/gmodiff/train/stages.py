@@ -252,11 +252,11 @@ class NoiseStage(Stage):
         stops = SIGMA_ERROR_STOPS * torch.randn(self.recipe.batch, 1, 1, 1, generator=dice)[rank::world]
         moved = (torch.rand(self.recipe.batch, 1, 1, 1, generator=dice) >= STILL_SHARE)[rank::world]
         sigma = batch["sigma"] * torch.exp2(stops).to(batch["sigma"].device)
-        return noise_loss(*self._shares(batch, sigma, moved.to(sigma.device)), batch["truth"], 1 - unmeasured(batch["encoded"]))
+        return noise_loss(*self._answer(batch, sigma, moved.to(sigma.device)), batch["truth"], 1 - unmeasured(batch["encoded"]))
 
     def check(self, batch: Batch) -> dict[str, float]:
         """PSNR-mu where the reference measured: with less noise, of the estimate as held without that, and of the merge."""
-        share, held, merged, leeway = self._shares(batch, batch["sigma"], torch.ones((), dtype=torch.bool, device=batch["sigma"].device))
+        share, held, merged, leeway = self._answer(batch, batch["sigma"], torch.ones((), dtype=torch.bool, device=batch["sigma"].device))
         where = unmeasured(batch["encoded"]) == 0
         reduced = (held + leeway * share).clamp(merged - leeway, merged + leeway)
         pictures = {"psnr_mu": reduced, "held_psnr_mu": held, "merged_psnr_mu": merged}
@@ -270,7 +270,7 @@ class NoiseStage(Stage):
         """The regressor that it was trained beside."""
         return {"guide": digest(self.guide)}
 
-    def _shares(self, batch: Batch, sigma: Tensor, moved: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _answer(self, batch: Batch, sigma: Tensor, moved: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(B, 3, H, W): shares of the leeway; estimate held to the merge, merge, and leeway, relative to the short frame's white.
 
         moved: bool, of each crop or all; where not, the merge stands, as `stillness` has it.

@@ -429,7 +429,7 @@ function mergedFacts(f) {
   return [['size', `${f.width}×${f.height}`], ['exposures', `${f.frames.map((x) => `${x.name} ${x.stops >= 0 ? '+' : ''}${x.stops}`).join(', ')} (${f.exposure_source})`],
     ['camera response', f.response], ['photos disagree by', f.disagreement_stops.map((v) => v === null ? '?' : `${v.toFixed(2)}`).join(', ') + ' stops'],
     ['brightest light', `${f.brightest_stops.toFixed(1)} stops above the reference's white, measured or inferred`], ['the HDR picture shows up to', `${f.headroom_stops.toFixed(2)} stops above SDR white`],
-    ['network', f.model ? f.model.name : 'none: measured samples only'], ['alignment', f.alignment.map((a) => `${a.name}: ${a.motion}`).join('; ')]];
+    ['network', f.model ? f.model.name + (f.model.noise_reduced ? ', noise reduced' : '') : 'none: measured samples only'], ['alignment', f.alignment.map((a) => `${a.name}: ${a.motion}`).join('; ')]];
 }
 
 function checkedFacts(c) {
