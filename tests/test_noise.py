@@ -296,7 +296,7 @@ def test_a_batch_makes_noise_anew_when_it_is_to_be_kept(tmp_path):
     for options, made in (((), 1), ((), 0), (("--keep-noise",), 1)):
         ran = CliRunner().invoke(command, [*asked, *options])
         assert ran.exit_code == 0, ran.output
-        assert json.loads(ran.stdout)["made"] == made
+        assert len(json.loads(ran.stdout)["made"]) == made
     results = [json.loads(line).get("result") for line in (tmp_path / "out" / "batch.jsonl").read_text().splitlines()]
     assert [r["noise_reduced"] for r in results if r] == [True, False]
 
