@@ -66,8 +66,13 @@ def noisy(iso: float, height: int = 160, width: int = 224):
     return made.bracket, made.truth
 
 
+def turns(height: int, width: int) -> np.ndarray:
+    """(H, W), 1 and -1 in turn."""
+    return (-1.0) ** np.add.outer(np.arange(height), np.arange(width))
+
+
 class Says:
-    """Answers the same everywhere."""
+    """Answers a value and its negative in turn, from pixel to pixel: what noise looks like, without a mean."""
 
     runtime = "numpy"
 
@@ -77,7 +82,7 @@ class Says:
 
     def __call__(self, inputs):
         self.asked.append({k: v.shape for k, v in inputs.items()})
-        return {"share": np.full(inputs["merged"].shape, self.value, np.float32)}
+        return {"share": (self.value * turns(*inputs["merged"].shape[2:]))[None, None].repeat(3, axis=1).astype(np.float32)}
 
 
 # ---- the network ----
@@ -221,8 +226,21 @@ def test_pictures_of_any_size_pass():
         loud = tuple(replace(f, noise=NoiseModel.of_photo(6400, 8, lossy=True)) for f in bracket.frames)
         merged = np.zeros((height, width, 3), np.float32)
         shares = NoiseReduction(Says(-0.5))(replace(bracket, frames=loud), merged, merged)
-        assert (shares == round(-0.5 * SHARE_SCALE)).all()
         assert shares.shape == (height, width, 3)
+        if min(height, width) > 30:  # else its mean is hardly one
+            np.testing.assert_allclose(shares[..., 0], -0.5 * SHARE_SCALE * turns(height, width), atol=2)
+
+
+def test_a_change_of_light_is_not_taken():
+    """Wherever the answer has a mean it is no noise: the return of a ghost, or a tint."""
+    bracket, truth = noisy(3200)
+
+    class Darker(Says):
+        def __call__(self, inputs):
+            return {k: 0.3 * v - 0.6 for k, v in super().__call__(inputs).items()}
+
+    shares = NoiseReduction(Darker(1))(bracket, truth, truth)
+    np.testing.assert_allclose(shares[..., 1], 0.3 * SHARE_SCALE * turns(*truth.shape[:2]), atol=2)
 
 
 @pytest.mark.parametrize(("iso", "asked"), [(100, False), (1000, False), (1250, True)])
@@ -259,9 +277,9 @@ def test_the_pipeline_moves_noisy_estimates_within_the_leeway(iso, moves):
     deviation = deviation_of_codes(bracket.response, frame.noise, frame.encoded.dtype)
     leeway = HELD_SIGMAS * np.stack([deviation[frame.encoded[..., c], c] for c in range(3)], axis=-1)
     rise = (raised.radiance - stands.radiance) / leeway
-    assert rise.min() > -1e-3
-    assert rise.max() < 1 + 1e-3
-    assert np.isclose(rise, float(moves), atol=1e-2).mean() > 0.9  # the rest ends at its radiance interval
+    assert np.abs(rise).max() < 1 + 1e-3
+    wanted = moves * turns(*rise.shape[:2])[..., None]
+    assert np.isclose(rise, wanted, atol=2e-2).mean() > 0.9  # the rest ends at its radiance interval
 
 
 # ---- as it ships ----
