@@ -88,6 +88,8 @@ class Card:
                 raise ValueError("threshold out of range, or no guide")
             beside = stored.get("noise")
             if beside is not None:
+                if not isinstance(beside, dict):
+                    raise ValueError(f"noise is {beside!r}, expected what is known of a noise reducer")
                 sizes = [beside[k] for k in ("stride", "halo_px")]
                 if card.kind != "regressor" or not all(type(n) is int and n > 0 for n in sizes) or sizes[1] % sizes[0]:
                     raise ValueError("a noise reducer of no regressor, or its stride or halo_px out of range")
@@ -197,7 +199,10 @@ def load_model(
         own = replace(card, kind="noise", stride=noise["stride"], halo_px=noise["halo_px"])
 
         def reducer() -> Model:
-            check_weights(beside, card)
+            try:
+                check_weights(beside, card)
+            except (InputError, FileFormatError) as error:
+                raise type(error)(f"{error}; --keep-noise goes without it") from None
             # In float32: it begins with differences of nearly equal numbers.
             return engines[chosen](own, beside, device, True)
 

@@ -207,12 +207,15 @@ def _run(
     recipe = replace(RECIPES[stage], bf16=bf16, **given)
     recipe = replace(recipe, warm_up=min(recipe.warm_up, max(1, recipe.steps // 10)))
     start, regressor = _weights_file("--from", start), _weights_file("--regressor", regressor)
+    if stage in ("prior", "onestep", "noise") and regressor is None:
+        raise InputError(f"{stage} is trained beside a regressor: give its run or weights with --regressor")
+    holds_regressor = stage in ("mask", "sd21-mask") or (stage == "sd21-onestep" and regressor is None)
+    seed = _scene_seed(recipe, start if holds_regressor else regressor)
     sources = find_sources(data, curves)
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     seen = f"{len(sources.hdr)} HDR pictures and {len(sources.photos)} photos, {recipe.scenes} simulated brackets"
     recipe = replace(recipe, data=seen, hardware=where)
-    holds_regressor = stage in ("mask", "sd21-mask") or (stage == "sd21-onestep" and regressor is None)
-    store = SceneStore(sources, _scene_seed(recipe, start if holds_regressor else regressor), cache)
+    store = SceneStore(sources, seed, cache)
     try:
         weights = train(
             recipe,
@@ -287,10 +290,8 @@ def export(start: Path, output: Path, noise: Path | None, guide: Path | None, th
       gmodiff train export --from runs/mask --noise runs/noise -o compact.json
       gmodiff train export --from runs/onestep --guide compact.json -o compact-refiner.json
     """
-    _need_torch()
     from gmodiff.refine import THRESHOLD
     from gmodiff.runtime import NOISE_SUFFIX, load_card
-    from gmodiff.train.shipping import ship, ship_refiner
 
     if threshold is not None and guide is None:
         raise InputError(f"--threshold {threshold:g} is a refiner's: give the card of its regressor with --guide")
@@ -304,6 +305,9 @@ def export(start: Path, output: Path, noise: Path | None, guide: Path | None, th
     taken = [p for p in files if p.exists()]
     if taken and not force:
         raise InputError(f"{taken[0]} exists: give --force to overwrite it, or another name")
+    _need_torch()
+    from gmodiff.train.shipping import ship, ship_refiner
+
     weights = _weights_file("--from", start)
     assert weights is not None
     threshold = THRESHOLD if threshold is None else threshold

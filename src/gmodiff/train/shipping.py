@@ -13,7 +13,7 @@ from torch import nn
 from gmodiff.errors import InputError
 from gmodiff.evaluate.rows import Row, latest, read_rows
 from gmodiff.model.export import export_onnx
-from gmodiff.model.noise_reducer import NOISE_HALO_PX, read_noise_reducer, write_noise_reducer
+from gmodiff.model.noise_reducer import NOISE_HALO_PX, NoiseReducer, read_noise_reducer, write_noise_reducer
 from gmodiff.model.on_arrays import OnArrays
 from gmodiff.model.refiner import REFINER_HALO_PX, read_refiner, write_refiner
 from gmodiff.model.regressor import GAIN_LIMIT, HALO_PX, MAX_FRAMES, STRIDE
@@ -33,6 +33,8 @@ def ship(weights: Path, card: Path, noise: Path | None = None) -> list[Path]:
     """
     network, facts = read_weights(weights)
     _refuse_broken(weights, network)
+    if noise is not None:
+        _check_noise(noise, digest(network))  # before anything is written
     single = card.with_suffix(".safetensors")
     card.parent.mkdir(parents=True, exist_ok=True)
     write_weights(network, single, facts | {"name": card.stem}, half=True)
@@ -42,12 +44,18 @@ def ship(weights: Path, card: Path, noise: Path | None = None) -> list[Path]:
     return _shipped(card, single, own, network, facts, beside)
 
 
-def _noise_shipped(weights: Path, card: Path, own: dict[str, Any]) -> list[Path]:
-    """The two files of a noise reducer; what the card says of it goes into `own`."""
+def _check_noise(weights: Path, guide: str) -> tuple[NoiseReducer, dict[str, Any]]:
+    """The noise reducer of a file and the facts beside it. Raises where it is none, broken, or trained beside other weights than guide."""
     network, facts = read_noise_reducer(weights)
     _refuse_broken(weights, network)
-    if facts.get("guide") != own["weights"]:
+    if facts.get("guide") != guide:
         raise InputError(f"{weights} was trained beside another regressor: gmodiff train noise --regressor trains one for this")
+    return network, facts
+
+
+def _noise_shipped(weights: Path, card: Path, own: dict[str, Any]) -> list[Path]:
+    """The two files of a noise reducer; what the card says of it goes into `own`."""
+    network, facts = _check_noise(weights, own["weights"])
     single = card.with_name(f"{card.stem}{NOISE_SUFFIX}.safetensors")
     graph = single.with_suffix(".onnx")
     write_noise_reducer(network, single, facts | {"name": card.stem}, half=True)
