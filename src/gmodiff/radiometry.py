@@ -238,12 +238,14 @@ class NoiseModel:
     def of_photo(iso: float | None, bits: int, lossy: bool) -> NoiseModel:
         """A usual camera's noise at this ISO (400 where unknown) in photos of 8 or 16 bits, lossy (JPEG, HEIC) or not.
 
-        Full scale at ISO 100 is taken as 40000 electrons with 8 electrons of read noise: between a phone's and a full-frame
-        camera's published figures. Both grow with the ISO; in-camera noise reduction makes real photos a little cleaner.
+        Full scale at ISO 100 is taken as 40000 electrons, and read noise as 8 electrons there: 3 before the amplifier, which grow with
+        the ISO as shot noise does, and the rest behind it, which does not. That is between a phone's and a full-frame camera's published
+        figures, in which read noise in electrons falls as the ISO rises. In-camera noise reduction makes real photos a little
+        cleaner. Taken for more, the darks of a noisy photo prove nothing, and what moved there is lost.
         """
         gain = (iso if iso is not None and np.isfinite(iso) and iso > 0 else 400.0) / 100.0
         after = (1.0 if lossy else 0.3) / 255.0 if bits == 8 else 0.3 / 65535.0
-        return NoiseModel(shot=gain / 40000.0, read=8.0 * gain / 40000.0, encoded=after)
+        return NoiseModel(shot=gain / 40000.0, read=float(np.hypot(3.0 * gain, 7.4)) / 40000.0, encoded=after)
 
     def sigma_linear(self, linear: FloatArray, slope: FloatArray) -> FloatArray:
         """Deviation in linear units at given linear values, with slope = d linear / d encoded there."""

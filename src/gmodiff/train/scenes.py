@@ -40,7 +40,7 @@ LEAST_HDR_PX, LEAST_HDR_STOPS = 64, 1.0
 SCENE_STREAM, RENDER_STREAM, RENDERING_STREAM = 1000, 1001, 1003
 """Purposes of random streams, beside those of `simulate` and `crops`."""
 
-RENDER_VERSION = 7
+RENDER_VERSION = 8
 """Raised whenever the same draw gives other pixels, so that caches are not taken for what they no longer are."""
 VIEWS = 8
 PLAIN_SHARE = 0.35
