@@ -159,8 +159,12 @@ def test_ctrl_c_while_a_worker_starts_is_not_lost_here():
             time.sleep(0.05)
             outlived.append(True)
 
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background of a shell inherits it ignored
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            interrupted()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert outlived
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
