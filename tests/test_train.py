@@ -313,22 +313,19 @@ def test_training_lowers_the_loss_and_the_mask_learns_where_it_errs(store, tmp_p
         loop.train(mask, store, tmp_path / "n", workers=0)
 
 
-def test_noise_is_learned_gone_on_with_and_shipped_beside_its_regressor(store, tmp_path):
+def test_noise_is_learned_and_shipped_beside_its_regressor(store, tmp_path):
     loop.train(RECIPE, store, tmp_path / "r", workers=0, say=lambda _: None)
     regressor = tmp_path / "r" / loop.WEIGHTS
     same_as = ("scenes", "batch", "crop_px", "check_scenes", "ema")
-    recipe = replace(NOISE, **{k: getattr(RECIPE, k) for k in same_as}, steps=100, save_every=50, warm_up=10, rate=1e-2)
+    recipe = replace(NOISE, **{k: getattr(RECIPE, k) for k in same_as}, steps=80, save_every=80, warm_up=10, rate=1e-2)
     with pytest.raises(InputError, match="beside a regressor: give its run or weights with --regressor"):
         loop.train(recipe, store, tmp_path / "whole", workers=0)
     loop.train(recipe, store, tmp_path / "whole", regressor=regressor, workers=0, say=lambda _: None)
-    loop.train(recipe, store, tmp_path / "parts", regressor=regressor, workers=0, say=lambda _: None, stop_after=50)
-    loop.train(recipe, store, tmp_path / "parts", regressor=regressor, workers=0, say=lambda _: None)
     finished = tmp_path / "whole" / loop.WEIGHTS
     whole, facts = read_noise_reducer(finished)
-    assert same(whole.state_dict(), read_noise_reducer(tmp_path / "parts" / loop.WEIGHTS)[0].state_dict())
-    assert facts["steps"] == {"noise": 100}
+    assert facts["steps"] == {"noise": 80}
 
-    seen = [Batches(store, recipe)[n] for n in range(20)]  # with four scenes there is nothing general to learn
+    seen = [Batches(store, recipe)[n] for n in range(10)]  # with four scenes there is nothing general to learn
     stages = [begin(recipe, start, regressor) for start in (None, finished)]
     with torch.no_grad():
         untrained, trained = (sum(float(s(b, 0)[0]) for b in seen) for s in stages)
@@ -339,7 +336,7 @@ def test_noise_is_learned_gone_on_with_and_shipped_beside_its_regressor(store, t
     card = tmp_path / "small.json"
     made = ship(regressor, card, finished)
     assert [p.name for p in made] == ["small.json", "small.onnx", "small.safetensors", "small-noise.onnx", "small-noise.safetensors"]
-    assert json.loads(card.read_text())["noise"]["steps"] == {"noise": 100}
+    assert json.loads(card.read_text())["noise"]["steps"] == {"noise": 80}
     assert load_model(str(card)).noise_reducer is not None
     with pytest.raises(FileFormatError, match="expected weights of a noise"):
         ship(regressor, card, regressor)
