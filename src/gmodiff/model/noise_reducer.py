@@ -25,9 +25,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gmodiff.errors import FileFormatError
 from gmodiff.model.blocks import Folded, Sizes, shuffled
-from gmodiff.model.weights import read_tensors, write_tensors
+from gmodiff.model.weights import read_network, write_tensors
 
 FORMAT = "gmodiff-noise-1"
 NOISE_HALO_PX = 32
@@ -114,11 +113,4 @@ def write_noise_reducer(network: NoiseReducer, path: Path, facts: dict[str, Any]
 
 def read_noise_reducer(path: Path) -> tuple[NoiseReducer, dict[str, Any]]:
     """The network, float32, and the facts beside it. Raises FileFormatError for a file that is not one of ours or lacks a weight."""
-    tensors, header = read_tensors(path, FORMAT)
-    try:
-        network = NoiseReducer(NoiseShape.from_dict(json.loads(header["shape"])))
-        network.load_state_dict(tensors)
-        facts: dict[str, Any] = json.loads(header.get("facts", "{}"))
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise FileFormatError(f"{path}: not the weights of a noise reducer ({str(error).splitlines()[0]})") from None
-    return network.eval(), facts
+    return read_network(path, FORMAT, lambda shape: NoiseReducer(NoiseShape.from_dict(shape)), "a noise reducer")

@@ -21,11 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gmodiff.errors import FileFormatError
 from gmodiff.model.autoencoder import Autoencoder, AutoencoderShape, Gating, Skips
 from gmodiff.model.denoiser import Denoiser, DenoiserShape
 from gmodiff.model.diffusion import ONE_STEP_AT, denoised, from_noise
-from gmodiff.model.weights import read_tensors, write_tensors
+from gmodiff.model.weights import read_network, write_tensors
 
 FORMAT = "gmodiff-refiner-1"
 LATENT_SCALE = 1.0
@@ -107,12 +106,8 @@ def write_refiner(refiner: Refiner, path: Path, facts: dict[str, Any], *, half: 
 
 def read_refiner(path: Path) -> tuple[Refiner, dict[str, Any]]:
     """The refiner, float32, and the facts beside it. Raises FileFormatError for a file that is not one of ours or lacks a weight."""
-    tensors, header = read_tensors(path, FORMAT)
-    try:
-        shapes = json.loads(header["shape"])
-        refiner = Refiner(AutoencoderShape.from_dict(shapes["autoencoder"]), DenoiserShape.from_dict(shapes["denoiser"]))
-        refiner.load_state_dict(tensors)
-        facts: dict[str, Any] = json.loads(header.get("facts", "{}"))
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise FileFormatError(f"{path}: not the weights of a refiner ({str(error).splitlines()[0]})") from None
-    return refiner.eval(), facts
+
+    def build(shapes: dict[str, Any]) -> Refiner:
+        return Refiner(AutoencoderShape.from_dict(shapes["autoencoder"]), DenoiserShape.from_dict(shapes["denoiser"]))
+
+    return read_network(path, FORMAT, build, "a refiner")

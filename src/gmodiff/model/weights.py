@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from gmodiff.errors import FileFormatError, OutputError
 from gmodiff.model.regressor import Regressor, Shape
+
+Network = TypeVar("Network", bound=nn.Module)
 
 FORMAT = "gmodiff-regressor-2"
 """The first had weights and residuals of each channel."""
@@ -30,13 +32,22 @@ def read_weights(path: Path) -> tuple[Regressor, dict[str, Any]]:
 
     Raises FileFormatError for a file that is not one of ours, is cut short, or lacks a weight.
     """
-    tensors, header = read_tensors(path, FORMAT)
+    return read_network(path, FORMAT, lambda shape: Regressor(Shape.from_dict(shape)), "a compact regressor")
+
+
+def read_network(path: Path, wanted: str, build: Callable[[dict[str, Any]], Network], what: str) -> tuple[Network, dict[str, Any]]:
+    """A network, float32, ready to use, and the facts beside it.
+
+    wanted: format of the file.   build: from the shape in its header to a network.   what: that is, in words.
+    Raises FileFormatError for a file that is not of that format, is cut short, or lacks a weight.
+    """
+    tensors, header = read_tensors(path, wanted)
     try:
-        network = Regressor(Shape.from_dict(json.loads(header["shape"])))
+        network = build(json.loads(header["shape"]))
         network.load_state_dict(tensors)
         facts: dict[str, Any] = json.loads(header.get("facts", "{}"))
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise FileFormatError(f"{path}: not the weights of a compact regressor ({str(error).splitlines()[0]})") from None
+        raise FileFormatError(f"{path}: not the weights of {what} ({str(error).splitlines()[0]})") from None
     return network.eval(), facts
 
 

@@ -191,6 +191,7 @@ def _run(
     from gmodiff.train.loop import train
     from gmodiff.train.recipes import RECIPES
     from gmodiff.train.scenes import SIZE_PX, SceneStore, find_sources
+    from gmodiff.train.stages import BESIDE_REGRESSOR, regressor_of
 
     if crop is not None and (crop % 32 or crop > SIZE_PX):
         raise InputError(f"--crop {crop}: expected a multiple of 32, at most {SIZE_PX}")
@@ -207,8 +208,8 @@ def _run(
     recipe = replace(RECIPES[stage], bf16=bf16, **given)
     recipe = replace(recipe, warm_up=min(recipe.warm_up, max(1, recipe.steps // 10)))
     start, regressor = _weights_file("--from", start), _weights_file("--regressor", regressor)
-    if stage in ("prior", "onestep", "noise") and regressor is None:
-        raise InputError(f"{stage} is trained beside a regressor: give its run or weights with --regressor")
+    if stage in BESIDE_REGRESSOR:
+        regressor_of(stage, regressor)  # before every picture is looked at
     holds_regressor = stage in ("mask", "sd21-mask") or (stage == "sd21-onestep" and regressor is None)
     seed = _scene_seed(recipe, start if holds_regressor else regressor)
     sources = find_sources(data, curves)

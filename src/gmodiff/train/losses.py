@@ -52,13 +52,16 @@ def estimate_loss(gain: Tensor, truth: Tensor, encoded: Tensor) -> tuple[Tensor,
     wanted = mu_gain(truth, encoded).clamp(max=GAIN_LIMIT)
     by_gain = (gain - wanted).abs().mean()
     found, true = (compress(v.clamp(max=1)) for v in (radiance_from_mu_gain(gain, encoded), truth))
-    apart = found - true
+    by_light, parts = _mu_loss(found - true)
+    return by_gain + by_light, {"gain": by_gain} | parts
+
+
+def _mu_loss(apart: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """L1, a quarter of L1 on gradients, and the decibels each crop lacks to BEST_DB, of a difference (B, 3, H, W) in the mu-law domain."""
     by_mu = apart.abs().mean()
     by_slope = (apart[..., 1:] - apart[..., :-1]).abs().mean() + (apart[..., 1:, :] - apart[..., :-1, :]).abs().mean()
-    square = (apart**2).mean(dim=(1, 2, 3))
-    psnr = -10 * torch.log10(square + 10 ** (-BEST_DB / 10)).mean()
-    parts = {"gain": by_gain, "mu": by_mu, "slope": by_slope, "psnr_mu": psnr}
-    return by_gain + by_mu + 0.25 * by_slope + PSNR_WEIGHT * (BEST_DB - psnr), parts
+    psnr = -10 * torch.log10((apart**2).mean(dim=(1, 2, 3)) + 10 ** (-BEST_DB / 10)).mean()
+    return by_mu + 0.25 * by_slope + PSNR_WEIGHT * (BEST_DB - psnr), {"mu": by_mu, "slope": by_slope, "psnr_mu": psnr}
 
 
 def noise_loss(
@@ -77,11 +80,8 @@ def noise_loss(
     wanted = ((truth.clamp(low, high) - held) / leeway).clamp(-1, 1)
     by_share = ((share - wanted) ** 2 * measured).mean()
     apart = (compress((held + leeway * share).clamp(low, high).clamp(max=1)) - compress(truth.clamp(max=1))) * measured
-    by_mu = apart.abs().mean()
-    by_slope = (apart[..., 1:] - apart[..., :-1]).abs().mean() + (apart[..., 1:, :] - apart[..., :-1, :]).abs().mean()
-    psnr = -10 * torch.log10((apart**2).mean(dim=(1, 2, 3)) + 10 ** (-BEST_DB / 10)).mean()
-    parts = {"share": by_share, "untouched": (wanted**2 * measured).mean(), "mu": by_mu, "slope": by_slope, "psnr_mu": psnr}
-    return by_share + by_mu + 0.25 * by_slope + PSNR_WEIGHT * (BEST_DB - psnr), parts
+    by_light, parts = _mu_loss(apart)
+    return by_share + by_light, {"share": by_share, "untouched": (wanted**2 * measured).mean()} | parts
 
 
 def psnr_mu(found: Tensor, truth: Tensor, where: Tensor | None = None) -> float:

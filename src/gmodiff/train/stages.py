@@ -126,9 +126,7 @@ def begin(recipe: Recipe, start: Path | None, regressor: Path | None = None, bac
         reducer, before = (NoiseReducer(recipe.noise), {}) if start is None else read_noise_reducer(start)
         if reducer.shape != recipe.noise:
             raise InputError(f"{start} holds a network of another shape ({reducer.shape.as_dict()}) than the recipe trains")
-        if regressor is None:
-            raise InputError("noise is reduced beside a regressor: give its run or weights with --regressor")
-        return NoiseStage(recipe, before, reducer, read_weights(regressor)[0])
+        return NoiseStage(recipe, before, reducer, read_weights(regressor_of(recipe.stage, regressor))[0])
     refiner, before = (Refiner(recipe.autoencoder, recipe.denoiser), {}) if start is None else read_refiner(start)
     shapes = (refiner.autoencoder.shape, refiner.denoiser.shape)
     if shapes != (recipe.autoencoder, recipe.denoiser):
@@ -145,14 +143,24 @@ def begin(recipe: Recipe, start: Path | None, regressor: Path | None = None, bac
         before = _without(before, "onestep")
     if recipe.stage == "onestep" and of == "light":
         raise InputError(f"{start} is a prior of radiance, a baseline: give one of gain maps with --from")
-    if regressor is None:
-        raise InputError(f"{recipe.stage} is guided by a regressor: give its run or weights with --regressor")
+    regressor = regressor_of(recipe.stage, regressor)
     guide, facts = read_weights(regressor)
     if "steps" in facts and not facts["steps"].get("mask"):
         raise InputError(f"--regressor {regressor} has no trained mask: gmodiff train mask makes it")
     if guide.shape.widths[1:] != refiner.denoiser.shape.context:
         raise InputError(f"--regressor {regressor} has features of {guide.shape.widths[1:]} channels, expected {shapes[1].context}")
     return (PriorStage if recipe.stage == "prior" else OneStepStage)(recipe, before, refiner, guide)
+
+
+BESIDE_REGRESSOR = {"noise": "is reduced beside", "prior": "is guided by", "onestep": "is guided by"}
+"""Stages that need a finished regressor, and what they have to do with it."""
+
+
+def regressor_of(stage: str, regressor: Path | None) -> Path:
+    """The weights that --regressor names. Raises InputError where a stage of BESIDE_REGRESSOR has none."""
+    if regressor is None:
+        raise InputError(f"{stage} {BESIDE_REGRESSOR[stage]} a regressor: give its run or weights with --regressor")
+    return regressor
 
 
 def _without(before: dict[str, Any], *later: str) -> dict[str, Any]:
