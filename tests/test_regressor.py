@@ -202,6 +202,27 @@ def test_the_onnx_file_is_stored_in_half_precision(exported, network):
     assert (exported / "w.onnx").stat().st_size < 2.3 * parameters
 
 
+DROPPED_ELSEWHERE = """
+import signal, threading
+import numpy as np
+from gmodiff.runtime import load_model
+
+signal.signal(signal.SIGINT, lambda *_: print("handled"))
+held = [load_model(runtime="openvino").noise_reducer]
+held[0]({k: np.ones((1, 3, 64, 64), np.float32) for k in ("held", "merged", "seen", "sigma")})
+thread = threading.Thread(target=held.clear)
+thread.start()
+thread.join()
+signal.raise_signal(signal.SIGINT)
+"""
+
+
+def test_a_signal_after_a_model_was_dropped_in_another_thread_kills_nobody():
+    """OpenVINO's plugin took the stack that signal handlers run on with it."""
+    done = subprocess.run([sys.executable, "-c", DROPPED_ELSEWHERE], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
+
+
 def test_openvino_is_loaded_without_its_telemetry(tmp_path):
     """It would write an identifier into the home folder, and report to an analytics host. A process of its own, since one imports once."""
     script = (

@@ -297,7 +297,7 @@ def test_training_lowers_the_loss_and_the_mask_learns_where_it_errs(store, tmp_p
     assert loss(trained) < loss(Regressor(SMALL))
 
     same_as = ("scenes", "batch", "crop_px", "check_scenes", "shape", "ema")
-    mask = replace(MASK, **{k: getattr(recipe, k) for k in same_as}, steps=600, save_every=600, rate=1e-2)
+    mask = replace(MASK, **{k: getattr(recipe, k) for k in same_as}, steps=600, save_every=600, rate=3e-3)
     loop.train(mask, store, tmp_path / "m", start=tmp_path / "a" / loop.WEIGHTS, workers=0, say=lambda _: None)
     finished, facts = read_weights(tmp_path / "m" / loop.WEIGHTS)
     assert facts["steps"] == {"regressor": 120, "mask": 600}

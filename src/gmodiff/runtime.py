@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -310,6 +310,16 @@ def _openvino() -> Any:
             sys.modules.pop(name, None)  # another thread may have been here
 
 
+@cache
+def _core() -> Any:
+    """OpenVINO itself, one for as long as the process lives. Raises ImportError.
+
+    Its CPU plugin gives the thread that loads it a stack for signal handlers, and frees that stack in whichever thread lets the plugin go:
+    were that another one, the next signal (Ctrl-C, or a child process that ends) would kill the process.
+    """
+    return _openvino().Core()
+
+
 class _Engine(ABC):
     """What runs a network. reducer: loads the one that works beside a regressor where the reference measured; None for none."""
 
@@ -336,12 +346,11 @@ class _OpenVINO(_Engine):
 
     def __init__(self, card: Card, weights: Path, device: str, exact: bool) -> None:
         try:
-            openvino = _openvino()
+            self._core = _core()
         except ImportError:
             raise _missing("openvino", "openvino") from None
         self.card = card
         self._device = "CPU" if device == "auto" else device.upper()
-        self._core = openvino.Core()
         if self._device.split(".")[0] not in self._core.available_devices:
             raise InputError(
                 f"device {device!r}: this OpenVINO has {', '.join(self._core.available_devices)}; try --runtime torch or onnxruntime"
