@@ -34,7 +34,7 @@ def compress(relative: Tensor) -> Tensor:
 def unmeasured(encoded: Tensor) -> Tensor:
     """(B, 1, H, W), 0..1: how near a pixel of the reference (B, 3, H, W) is to clipping, and so how far an estimate is followed there.
 
-    Elsewhere the pipeline holds it to the merge (`provenance.constrain`, whose half a deviation of noise is taken for nothing here).
+    Elsewhere the pipeline holds it to the merge (`provenance.constrain`).
     """
     brightest = encoded.amax(dim=1, keepdim=True)
     return ((brightest - TAPER_ENCODED) / (CLIPPED_ENCODED - TAPER_ENCODED)).clamp(0, 1)

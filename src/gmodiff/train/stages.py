@@ -168,6 +168,23 @@ def _without(before: dict[str, Any], *later: str) -> dict[str, Any]:
     return before | {k: {s: v for s, v in before.get(k, {}).items() if s not in later} for k in ("steps", "spent", "data", "hardware")}
 
 
+def relative(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, 1, 1, 1) the reference's white relative to the short frame's; relative to that, (B, 3, H, W) the merge and the leeway that the
+    reference's noise leaves an estimate.
+    """
+    white = torch.exp2(batch["stops"].amin(dim=1))[:, None, None, None]
+    return white, batch["merged"] * white, HELD_SIGMAS * batch["sigma"] * white
+
+
+def held_to_merge(free: Tensor, batch: Batch) -> Tensor:
+    """(B, 3, H, W) radiance relative to the short frame's white, held as `provenance.constrain` holds an estimate: within the leeway of the
+    merge, the less so the nearer to clipping the reference is.
+    """
+    _, merged, leeway = relative(batch)
+    held = free.clamp(merged - leeway, merged + leeway)
+    return held + unmeasured(batch["encoded"]) * (free - held)
+
+
 # ---- stages 1 and 2: the regressor ----------------------------------------------------------------------------------------
 
 
@@ -183,7 +200,9 @@ class EstimateStage(Stage):
         return self.network.estimate_parameters()
 
     def forward(self, batch: Batch, step: int) -> tuple[Tensor, Parts]:
-        """See `Stage`. What the pipeline makes of the estimate counts most; the rest has to be learned too, lest it drift."""
+        """See `Stage`. What the pipeline makes of the estimate counts most; the rest has to be learned too, lest it drift: where it is held
+        at the end of its leeway, only that says which way back.
+        """
         whole, held, _ = self._estimate(batch)
         (by_whole, _), (by_held, parts) = (estimate_loss(g, batch["truth"], batch["encoded"]) for g in (whole, held))
         return (1 - HELD_SHARE) * by_whole + HELD_SHARE * by_held, parts
@@ -203,10 +222,8 @@ class EstimateStage(Stage):
         """The gain, the same held to the merge where the reference measured, and the logits of the mask."""
         with self._autocast(batch["linear"].device):
             estimate = self.network(**{k: batch[k] for k in INPUTS}, with_mask=with_mask)
-        change = estimate.change.float()
-        whole, held = (
-            full_gain(c, batch["merged"], batch["stops"], batch["encoded"]) for c in (change, change * unmeasured(batch["encoded"]))
-        )
+        whole = full_gain(estimate.change.float(), batch["merged"], batch["stops"], batch["encoded"])
+        held = mu_gain(held_to_merge(radiance_from_mu_gain(whole, batch["encoded"]), batch), batch["encoded"])
         return whole, held, None if estimate.degradation is None else estimate.degradation.float()
 
 
@@ -283,14 +300,12 @@ class NoiseStage(Stage):
 
         moved: bool, of each crop or all; where not, the merge stands, as `stillness` has it.
         """
-        white = torch.exp2(batch["stops"].amin(dim=1))[:, None, None, None]
-        merged, leeway = batch["merged"] * white, HELD_SIGMAS * sigma * white
+        batch = batch | {"sigma": sigma}
+        white, merged, leeway = relative(batch)
         with torch.no_grad(), self._autocast(sigma.device):
             change = self.guide(**{k: batch[k] for k in INPUTS}).change
         gain = full_gain(change.float(), batch["merged"], batch["stops"], batch["encoded"])
-        free = radiance_from_mu_gain(gain, batch["encoded"])
-        held = free.clamp(merged - leeway, merged + leeway)
-        held = torch.where(moved, held + unmeasured(batch["encoded"]) * (free - held), merged)
+        held = torch.where(moved, held_to_merge(radiance_from_mu_gain(gain, batch["encoded"]), batch), merged)
         with self._autocast(sigma.device):
             share = self.network(held / white, batch["merged"], batch["linear"][:, 0], sigma)
         return share.float(), held, merged, leeway
