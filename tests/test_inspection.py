@@ -211,3 +211,32 @@ def test_preview_refuses_what_it_cannot_do(tmp_path):
         preview(tmp_path / "own.png", tmp_path / "own.png", force=True)
     with pytest.raises(GMODiffError):
         describe(tmp_path / "missing.jpg")
+
+
+@pytest.mark.parametrize(
+    ("said", "line"),
+    [
+        ({"network": "compact", "refine": 0.5, "noise_reduced": True}, "network       compact, refined by 0.5, noise reduced"),
+        ({"network": 'a "b" & <c>', "refine": 0.0, "noise_reduced": False}, 'network       a "b" & <c>'),
+        ({"network": None, "refine": 0.0, "noise_reduced": False}, "network       none"),
+    ],
+)
+def test_files_say_what_networks_did(tmp_path, said, line):
+    for suffix in ("jpg", "avif"):
+        write(replace(PICTURE, metadata=said), tmp_path / f"a.{suffix}")
+        facts = describe(tmp_path / f"a.{suffix}")
+        assert facts["network"] == {"name": said["network"], "refine": said["refine"], "noise_reduced": said["noise_reduced"]}
+        assert line in as_text(facts).splitlines()
+
+
+def test_files_that_say_nothing_of_networks_or_nonsense(tmp_path):
+    write(PICTURE, tmp_path / "a.jpg")
+    assert describe(tmp_path / "a.jpg")["network"] is None
+    write(replace(PICTURE, metadata={"network": "compact", "refine": 0.5, "noise_reduced": True}), tmp_path / "b.jpg")
+    data = (tmp_path / "b.jpg").read_bytes()
+    for nonsense in (b'Refine="nan"', b'Refine="2.0"'):
+        broken = data.replace(b'Refine="0.5"', nonsense)
+        (tmp_path / "c.jpg").write_bytes(broken)
+        assert len(broken) == len(data)
+        assert broken != data
+        assert describe(tmp_path / "c.jpg")["network"] is None

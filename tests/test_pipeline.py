@@ -45,7 +45,8 @@ def test_a_wrong_model_moves_measured_pixels_by_nothing(bracket, value):
 
 
 def test_an_estimate_that_is_the_merge_changes_nothing(bracket):
-    image = reconstruct(bracket, lambda b, a, m, progress: Estimate(m))
+    image = reconstruct(bracket, lambda b, a, m, progress: Estimate(m, network="merge", refine=0.5))
+    assert [image.metadata[k] for k in ("network", "refine", "noise_reduced")] == ["merge", 0.5, False]
     assert np.array_equal(image.radiance, reconstruct(bracket).radiance)
 
 

@@ -56,6 +56,7 @@ class Estimate:
     invented: (H, W) bool, where the network's residual says more than the frames. None where the model does not say.
     everywhere: follow it where nothing moved too (`stillness`): of a model that is chosen for what it invents.
     noise_reducer: what reduces noise of the estimate once it is constrained (`noise_reduction`); None for nothing.
+    network: name of the model, for what a file says of itself; None for what has none.   refine: strength, 0..1, of its refiner.
     """
 
     radiance: F32 = field(repr=False)
@@ -63,6 +64,8 @@ class Estimate:
     invented: NDArray[np.bool_] | None = field(default=None, repr=False)
     everywhere: bool = False
     noise_reducer: NoiseReduction | None = field(default=None, repr=False)
+    network: str | None = None
+    refine: float = 0.0
 
     def relabelled(self, provenance: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """(H, W) provenance of the merge, with what the network invented in unmeasured places marked as inferred."""
@@ -168,8 +171,12 @@ class Estimator:
         del band  # as large as what follows
         if not np.isfinite(change.sum(dtype=np.float64)):
             raise InputError(f"model {card.name} returned values that are not finite: its weights are broken; take another --model")
-        found = _applied(feed, change, residual, mask, card, left_out=left_out)
-        return found if reducer is None else replace(found, noise_reducer=NoiseReduction(reducer, self.tile))
+        return replace(
+            _applied(feed, change, residual, mask, card, left_out=left_out),
+            noise_reducer=None if reducer is None else NoiseReduction(reducer, self.tile),
+            network=card.name,
+            refine=0.0 if self.refinement is None else self.refinement.strength,
+        )
 
 
 def _applied(feed: _Feed, change: F32, residual: F32, mask: _Mask, card: Card, *, left_out: bool) -> Estimate:

@@ -30,6 +30,7 @@ RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 XMP = "http://ns.adobe.com/xap/1.0/"
 APPLE = "http://ns.apple.com/HDRGainMap/1.0/"
 GMODIFF = "urn:gmodiff:1.0"
+NO_NETWORK = "none"
 """Namespace of our own facts: what the file holds, under which look, and how much of it was measured."""
 
 _MULTICHANNEL, _USE_BASE_COLOUR, _COMMON_DENOMINATOR, _BACKWARD = 0x80, 0x40, 0x08, 0x04
@@ -296,9 +297,34 @@ def find_packets(data: bytes) -> list[Packet]:
 _MAX_PACKETS, _MAX_PACKET_BYTES = 16, 1 << 20
 
 
+def network_facts(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """XMP facts of what networks did, from an HDRImage's metadata: nothing where it does not say; "none" where there was no network."""
+    if "network" not in metadata:
+        return {}
+    if metadata["network"] is None:
+        return {"Network": NO_NETWORK}
+    # XMP part 1, section 8.2.1.1: booleans are True and False.
+    return {"Network": metadata["network"], "Refine": f"{metadata['refine']:g}", "NoiseReduced": str(bool(metadata["noise_reduced"]))}
+
+
+def _network_metadata(facts: Mapping[str, str]) -> dict[str, Any]:
+    """The reverse of `network_facts`; nothing where a fact is missing or makes no sense."""
+    if facts.get("Network") == NO_NETWORK:
+        return {"network": None, "refine": 0.0, "noise_reduced": False}
+    try:
+        refine = float(facts["Refine"])
+        if not 0 <= refine <= 1:
+            return {}
+        return {"network": facts["Network"], "refine": refine, "noise_reduced": {"True": True, "False": False}[facts["NoiseReduced"]]}
+    except (KeyError, ValueError):
+        return {}
+
+
 def facts_metadata(facts: Mapping[str, str]) -> dict[str, Any]:
-    """What our own XMP facts say, as metadata of an HDRImage: "look", and "provenance" in per cent."""
-    out: dict[str, Any] = {}
+    """What our own XMP facts say, as metadata of an HDRImage: "look", "provenance" in per cent, and "network", "refine" and
+    "noise_reduced" as `pipeline.finished` has them.
+    """
+    out = _network_metadata(facts)
     content = facts.get("Content", "")
     if content:
         out["content"] = content

@@ -57,6 +57,7 @@ def describe(path: str | os.PathLike[str], image: HDRImage | None = None) -> dic
         "light": light,
         "gain_map": None,
         "provenance": _provenance(image),
+        "network": _network(image),
         "exif": _exif(image.exif),
         "notes": [str(n) for n in image.metadata["notes"]],
         "warnings": [],
@@ -142,6 +143,13 @@ def _provenance(image: HDRImage) -> dict[str, float] | None:
     return None if stated is None else {k: float(v) for k, v in stated.items()}
 
 
+def _network(image: HDRImage) -> dict[str, Any] | None:
+    """What networks did, where the file says; a name of None where there was none."""
+    if "network" not in image.metadata:
+        return None
+    return {"name": image.metadata["network"], "refine": image.metadata["refine"], "noise_reduced": image.metadata["noise_reduced"]}
+
+
 def _exif(block: bytes | None) -> dict[str, Any] | None:
     if block is None:
         return None
@@ -158,7 +166,7 @@ def _exif(block: bytes | None) -> dict[str, Any] | None:
 
 def as_text(facts: Mapping[str, Any]) -> str:
     """The facts of `describe` as lines for people."""
-    light, gain, p, e = facts["light"], facts["gain_map"], facts["provenance"], facts["exif"]
+    light, gain, p, n, e = (facts[k] for k in ("light", "gain_map", "provenance", "network", "exif"))
     content = "scene-linear radiance" if facts["content"] == "scene" else "rendition"
     rows = [
         ("file", f"{facts['file']}, {facts['bytes'] / 1e6:.2f} MB"),
@@ -185,6 +193,9 @@ def as_text(facts: Mapping[str, Any]) -> str:
     if p is not None:
         measured = f"{p['measured_percent']:.1f} % measured in the reference, {p['aligned_percent']:.1f} % in other photos"
         rows.append(("provenance", f"{measured}, {p['inferred_percent']:.2f} % inferred"))
+    if n is not None:
+        did = [n["name"] or "none", f"refined by {n['refine']:g}" if n["refine"] else None, "noise reduced" if n["noise_reduced"] else None]
+        rows.append(("network", ", ".join(v for v in did if v)))
     if e is not None:
         exposure = f"{e['exposure_s']:.4g} s" if e["exposure_s"] else None
         aperture = f"f/{e['f_number']:g}" if e["f_number"] else None

@@ -27,7 +27,7 @@ class Reconstruction:
     """Radiance before it is rendered: (H, W, 3) float32, 1.0 = the reference's white; (H, W) provenance; how frames were aligned.
 
     degradation: (H, W) uint8, 0..255, where the model doubts its own estimate; None without a model.   noise_reduced: whether it was,
-    where the reference measured (`noise_reduction`).
+    where the reference measured (`noise_reduction`).   network, refine: see `estimate.Estimate`.
     """
 
     radiance: F32 = field(repr=False)
@@ -35,6 +35,8 @@ class Reconstruction:
     alignments: tuple[Alignment, ...]
     degradation: NDArray[np.uint8] | None = field(default=None, repr=False)
     noise_reduced: bool = False
+    network: str | None = None
+    refine: float = 0.0
 
     def towards(self, model: Reconstruction, share: float) -> Reconstruction:
         """From this, the classical result, some of the way to a model's: 0 is this, 1 the model's.
@@ -77,6 +79,7 @@ def estimated(
     """
     reference = bracket.frames[bracket.reference]
     provenance, degradation, held_to, shares, reducer = merged.provenance, None, None, None, None
+    network, refine = None, 0.0
     radiance = np.array(merged.radiance) if keep and model is None else merged.radiance
     if model is not None:
         estimate = estimator(model)(bracket, alignments, merged.radiance, progress=_step(progress, "estimate"))
@@ -86,6 +89,7 @@ def estimated(
         held = False if estimate.everywhere else hold_where_still(radiance, merged, reference.encoded)
         provenance, degradation = np.where(held, provenance, estimate.relabelled(provenance)), estimate.degradation
         held_to, reducer = merged.radiance, estimate.noise_reducer
+        network, refine = estimate.network, estimate.refine
         del estimate  # as large as the picture
     measured = reference.encoded, bracket.response, reference.noise
     constrain(radiance, *measured, merged=held_to, out=radiance)
@@ -93,7 +97,7 @@ def estimated(
         shares = reducer(bracket, radiance, merged.radiance, progress=_step(progress, "noise"))
         if shares is not None:
             constrain(radiance, *measured, merged=held_to, shares=shares, out=radiance)
-    return Reconstruction(radiance, provenance, alignments, degradation, noise_reduced=shares is not None)
+    return Reconstruction(radiance, provenance, alignments, degradation, noise_reduced=shares is not None, network=network, refine=refine)
 
 
 def _step(progress: Progress | None, stage: str) -> Callable[[float], None] | None:
@@ -154,6 +158,8 @@ def finished(
             "base": base,
             "brightest_stops": rendered.look.content_stops,
             "reference": reference.name,
+            "network": made.network,
+            "refine": made.refine,
             "noise_reduced": made.noise_reduced,
             "alignment": [_motion(f, a) for f, a in zip(bracket.frames, made.alignments, strict=True)],
         },

@@ -25,7 +25,7 @@ from gmodiff import __version__, floatfiles, pq
 from gmodiff.errors import InputError, OutputError
 from gmodiff.exif import clean_block, read_exif
 from gmodiff.gainmap import GainMap, GainMapMetadata, Triple, apply_log2_gain, log2_gain
-from gmodiff.hdrgm import alternate_colour, facts_xmp
+from gmodiff.hdrgm import alternate_colour, facts_xmp, network_facts
 from gmodiff.icc import profile_bytes
 from gmodiff.image import HDRImage
 from gmodiff.radiometry import luminance_weights, srgb_decode
@@ -197,7 +197,7 @@ def _output_error(where: Path, reason: OSError) -> OutputError:
 
 
 def _facts(image: HDRImage, *, rendition: bool) -> dict[str, str]:
-    """What the file says of itself: scene-linear radiance or the rendition of a look, and where its light came from."""
+    """What the file says of itself: scene-linear radiance or the rendition of a look, where its light came from, and what networks did."""
     if rendition and image.look is not None:
         content = f"rendition: {image.look.name}"
     elif image.content == "scene":
@@ -211,7 +211,7 @@ def _facts(image: HDRImage, *, rendition: bool) -> dict[str, str]:
         aligned, inferred = (int(np.count_nonzero(image.provenance == label)) for label in (1, 2))
         shares = {"Measured": total - aligned - inferred, "Aligned": aligned, "Inferred": inferred}
         facts |= {f"{name}Percent": f"{100 * count / total:.3f}" for name, count in shares.items()}
-    return facts
+    return facts | network_facts(image.metadata)
 
 
 # ---- Ultra HDR ----------------------------------------------------------------------------------------------------------
