@@ -10,7 +10,7 @@ import pytest
 from gmodiff.errors import FileFormatError, InputError
 from gmodiff.evaluate.methods import METHODS, _shifted, method
 from gmodiff.evaluate.metrics import Scorer, fitted_scale
-from gmodiff.evaluate.tables import CEILINGS
+from gmodiff.evaluate.statistics import CEILINGS
 from gmodiff.image import HDRImage
 from gmodiff.writer import write
 from scenes import small_scene

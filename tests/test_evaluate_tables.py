@@ -4,19 +4,10 @@ import numpy as np
 import pytest
 
 from gmodiff.errors import InputError
+from gmodiff.evaluate.markup import latex, markdown, markdown_text
 from gmodiff.evaluate.rows import latest
-from gmodiff.evaluate.tables import (
-    bootstrap_interval,
-    failures,
-    latex,
-    main_table,
-    markdown,
-    markdown_text,
-    provenance,
-    settings,
-    summary,
-    tables,
-)
+from gmodiff.evaluate.statistics import bootstrap_interval, summary
+from gmodiff.evaluate.tables import failures, main_table, provenance, settings, tables
 
 
 def row(scene, method, psnr_mu, *, dataset="hills", status="ok", **more):

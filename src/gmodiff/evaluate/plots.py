@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gmodiff.errors import MissingDependencyError
-from gmodiff.evaluate.tables import CEILINGS, Statistic, Summary, value
+from gmodiff.evaluate.statistics import CEILINGS, Statistic, Summary, value
 from gmodiff.writer import replacing
 
 if TYPE_CHECKING:

@@ -7,10 +7,12 @@ from pathlib import Path
 from urllib.parse import quote
 
 from gmodiff.errors import InputError, MissingDependencyError, OutputError
+from gmodiff.evaluate.markup import latex, markdown, markdown_text
 from gmodiff.evaluate.plots import save_plots
 from gmodiff.evaluate.rows import Row, latest
 from gmodiff.evaluate.sheets import save_sheet
-from gmodiff.evaluate.tables import Summary, Table, failures, latex, markdown, markdown_text, provenance, settings, summary, tables
+from gmodiff.evaluate.statistics import Summary, summary
+from gmodiff.evaluate.tables import Table, failures, provenance, settings, tables
 from gmodiff.writer import replacing
 
 BEGIN, END = "<!-- gmodiff report: begin -->", "<!-- gmodiff report: end -->"

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from gmodiff.datasets.scene import Mask, Scene
 from gmodiff.evaluate.metrics import compress
 from gmodiff.evaluate.rows import Row
-from gmodiff.evaluate.tables import CEILINGS
+from gmodiff.evaluate.statistics import CEILINGS
 from gmodiff.radiometry import F32
 from gmodiff.writer import replacing
 
