@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=50)
     options = parser.parse_args()
     environment = os.environ | {"GMODIFF_KILLS": str(options.times)}
-    command = [sys.executable, "-m", "pytest", "tests/test_batch.py", "-k", "kill_9", "-o", f"timeout={60 * options.times}"]
+    command = [sys.executable, "-m", "pytest", "tests/test_batch_stop.py", "-k", "kill_9", "-o", f"timeout={60 * options.times}"]
     sys.exit(subprocess.run(command, env=environment, cwd=Path(__file__).parents[1]).returncode)
 
 

@@ -40,6 +40,14 @@ SCHEDULER = {
     "num_train_timesteps": 1000, "prediction_type": "epsilon",
 }  # fmt: skip
 SKIPS = [(16, 16), (12, 16), (8, 16), (8, 12)]
+EXPOSURES = torch.tensor([1.0, 4.0, 16.0])
+
+
+def frames(height: int, width: int, seed: int = 0) -> torch.Tensor:
+    """Smooth pictures with some noise, 0..1."""
+    noise = torch.rand(3, 3, height, width, generator=torch.Generator().manual_seed(seed))
+    small = functional.avg_pool2d(noise, 5, stride=1, padding=2)
+    return (0.5 + 2 * (small - 0.5) + 0.1 * (noise - 0.5)).clamp(0, 1)
 
 
 def tensor(key: str, shape: tuple[int, ...]) -> Tensor:

@@ -13,6 +13,7 @@ from typing import ClassVar
 import pytest
 
 import gmodiff
+from batches import pictures
 from cards import run_inline, write_card
 from command_line import run
 from gmodiff import read
@@ -20,7 +21,6 @@ from gmodiff.batch.card import read_card
 from gmodiff.batch.manifest import Manifest
 from gmodiff.batch.storage import _url_of, join
 from gmodiff.errors import InputError
-from test_batch import pictures
 
 distributed = pytest.importorskip("distributed", reason="pip install 'gmodiff[cluster]'")
 fsspec = pytest.importorskip("fsspec")
