@@ -2,7 +2,7 @@
 
     python benchmarks/refiner_ablations.py --card compact.json --prior RUN --light RUN -o results/ benchmarks/sets/synthetic-val.toml ...
     options: --scene PATTERN (repeatable), --metric jod (repeatable; none for none), --variants regressor,one_step,..., --resume, --force
-    then: python benchmarks/refiner_ablations.py --table results/*.jsonl        # means, in Markdown
+    then: python benchmarks/refiner_ablations.py --table results/*.jsonl        # means, in Markdown; --variants: of these
     and:  python benchmarks/refiner_ablations.py --autoencoder RUN benchmarks/sets/synthetic-val.toml
 
 The card's refiner (NAME-refiner.json) lies beside it. Variants:
@@ -11,7 +11,7 @@ The card's refiner (NAME-refiner.json) lies beside it. Variants:
     unconstrained    one step, without the reference's measured interval and without `stillness`
     free             the estimate, not refined, without them: what `unconstrained` is to be compared with
     unguided         the denoiser gets no context
-    wrong_context    denoiser and gates get the context of another place, as if the regressor had seen something else
+    wrong_context    denoiser and gates get the context of another place: each square's, moved by half its width
     no_skips         the decoder gets no features of the estimate
     from_noise       one step that starts from noise instead of the estimate
     fifty_steps      50 DDIM steps from noise by the prior alone (--prior, a run of `train prior`), no classifier-free guidance, no skips
@@ -53,7 +53,7 @@ from gmodiff.model.regressor import GAIN_LIMIT, mu_gain, radiance_from_mu_gain
 from gmodiff.pipeline import reconstruct_radiance
 from gmodiff.radiometry import F32
 from gmodiff.refine import CONTEXT, Refinement
-from gmodiff.runtime import load_card, load_model, load_refiner
+from gmodiff.runtime import load_card, load_model, refiner_card
 from gmodiff.train.loop import WEIGHTS
 from gmodiff.train.losses import MU, compress
 
@@ -84,7 +84,7 @@ class Variant:
         """See `model.on_arrays.RefinerOnArrays`."""
         given = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in inputs.items()}
         less = {k: v for k, v in self.less.items() if k not in ("noisy", "wrong")}
-        context = [given[k].flip(-1) if self.less.get("wrong") else given[k] for k in CONTEXT]
+        context = [given[k].roll(given[k].shape[-1] // 2, dims=-1) if self.less.get("wrong") else given[k] for k in CONTEXT]
         noise = self.noise if self.less.get("noisy") else None
         with torch.no_grad():
             refined = self.refiner.refine(given["gain"], given["short"], given["degradation"], context, noise=noise, **less)
@@ -158,7 +158,7 @@ def constrained(estimator: Estimator, scene: Scene) -> F32:
 def methods(card: str, chosen: list[str], weights: Mapping[str, Path]) -> dict[str, Method]:
     """Variant by name. weights: of variants that have others than the card's refiner."""
     model = load_model(card, runtime="torch", device="cpu")
-    own = load_refiner(card, runtime="torch", device="cpu").card
+    own = refiner_card(card)
     path = Path(card)
     refiner, _ = read_refiner(path.with_name(f"{path.stem}-refiner.safetensors"))
     state = f"{load_card(card).fingerprint}+{own.fingerprint}+{own.facts['threshold']}"
@@ -194,10 +194,10 @@ COLUMNS = {
 }  # fmt: skip
 
 
-def table(paths: list[Path]) -> None:
+def table(paths: list[Path], variants: list[str]) -> None:
     """Means over scenes that every variant has, a table a set; where a mask is empty, a scene counts for nothing in its columns."""
     rows = [row for row in latest([row for path in paths for row in read_rows(path)[0]]) if row["status"] == "ok"]
-    rows = [row for row in rows if row["method"] in (*PLAIN, *VARIANTS)]
+    rows = [row for row in rows if row["method"] in variants]
     for name in sorted({row["dataset"] for row in rows}):
         mine: dict[str, dict[str, Any]] = {}
         for row in rows:
@@ -205,7 +205,7 @@ def table(paths: list[Path]) -> None:
                 mine.setdefault(row["method"], {})[row["scene"]] = row
         scenes = sorted(set.intersection(*(set(found) for found in mine.values())))
         print(f"\n{name}, {len(scenes)} scenes\n\n| variant | {' | '.join(COLUMNS)} | seconds |\n|---|{'---:|' * (len(COLUMNS) + 1)}")
-        for variant in (v for v in (*PLAIN, *VARIANTS) if v in mine):
+        for variant in (v for v in variants if v in mine):
             cells = []
             for key, digits in COLUMNS.values():
                 told = [[mine[v][s]["metrics"].get(key) for v in mine] for s in scenes]
@@ -279,23 +279,23 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--force", action="store_true")
     arguments = parser.parse_args()
-    if arguments.table:
-        return table(arguments.sets)
-    if arguments.autoencoder is not None:
-        return there_and_back(arguments.sets, arguments.data, arguments.scene, _file(arguments.autoencoder))
-    if arguments.card is None or arguments.out is None:
-        parser.error("--card and -o are needed")
     chosen = arguments.variants.split(",")
     unknown = sorted(set(chosen) - set(names))
     if unknown:
         parser.error(f"variant {unknown[0]!r}: expected {', '.join(names)}")
+    if arguments.table:
+        return table(arguments.sets, chosen)
+    if arguments.autoencoder is not None:
+        return there_and_back(arguments.sets, arguments.data, arguments.scene, _file(arguments.autoencoder))
+    if arguments.card is None or arguments.out is None:
+        parser.error("--card and -o are needed")
     runs = {"fifty_steps": arguments.prior, "fifty_light": arguments.light}
     weights = {k: _file(v) for k, v in runs.items() if v is not None}
     missing = [k for k in runs if k in chosen and k not in weights]
     if missing:
         parser.error(f"variant {missing[0]} needs the run of a prior: --{'prior' if missing[0] == 'fifty_steps' else 'light'}")
     METHODS.update(methods(arguments.card, chosen, weights))
-    threshold = float(load_refiner(arguments.card, runtime="torch", device="cpu").card.facts["threshold"])
+    threshold = float(refiner_card(arguments.card).facts["threshold"])
     doubts = Estimator(load_model(arguments.card, runtime="torch", device="cpu"))
     for path in arguments.sets:
         dataset = open_dataset(path, arguments.data)

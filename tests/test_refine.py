@@ -139,11 +139,6 @@ def test_what_is_added_is_inferred_and_stays_within_the_measured_interval(aligne
         assert (made.radiance[..., c] <= high[codes, c] + 1e-6)[sure].all()
 
 
-def test_same_bytes_twice(aligned):
-    one, two = (estimate(aligned, doubt(slice(None)), Repainter(pattern=0.1)).radiance for _ in range(2))
-    assert np.array_equal(one, two)
-
-
 def test_what_does_not_fit_is_refused(aligned):
     with pytest.raises(InputError, match="no refiner but a regressor"):
         Refinement(Guide(doubt()))

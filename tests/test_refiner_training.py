@@ -92,7 +92,7 @@ def test_a_stage_learns_and_leaves_alone_what_is_frozen(stages, guide, small_sto
     batch = Batches(small_store, recipe(stage))[0]
     with torch.no_grad():
         assert float(after(batch, 0)[0]) < float(before(batch, 0)[0])
-        assert all(np.isfinite(v) or "mask" in k for k, v in after.check({k: v[:1] for k, v in batch.items()}).items())
+        assert all(np.isfinite(v) or "used_px" in k for k, v in after.check({k: v[:1] for k, v in batch.items()}).items())
     learned = {id(p) for p in before.learned()}
     old, new = dict(before.named_parameters()), dict(after.named_parameters())
     moved = {k: not torch.equal(v, new[k]) for k, v in old.items()}
@@ -178,6 +178,9 @@ def test_stages_refuse_what_they_cannot_begin_with(stages, guide, small_store, t
     ):
         with pytest.raises(InputError, match=said):
             begin(recipe(stage), start, regressor)
+    write_weights(Regressor(TINY), tmp_path / "other.safetensors", {"steps": {"regressor": 5, "mask": 5}})
+    with pytest.raises(InputError, match="a prior trained beside another regressor"):
+        begin(recipe("onestep"), stages["prior"], tmp_path / "other.safetensors")
     # What rests on a part that is trained again has to be made again.
     again = loop.train(recipe("autoencoder", steps=1), small_store, tmp_path / "a", start=stages["onestep"], workers=0, say=lambda _: None)
     assert set(read_refiner(again)[1]["steps"]) == {"autoencoder"}
@@ -210,6 +213,8 @@ def test_every_runtime_gives_what_torch_gives(stages, shipped, tmp_path):
     for path in shipped.parent.iterdir():
         shutil.copy(path, tmp_path)
     ship_refiner(stages["onestep"], tmp_path / "small-refiner.json", Card.read(tmp_path / "small.json"), 0.4)
+    made = Card.read(tmp_path / "small-refiner.json").facts["trained_by"]
+    assert all(f"gmodiff train {stage} " in made for stage in ("autoencoder", "prior", "onestep"))
     refiner, _ = read_refiner(tmp_path / "small-refiner.safetensors")
     context = dict(zip(CONTEXT_NAMES, (torch.randn(1, 16, 96 // f, 64 // f) for f in (8, 16, 32)), strict=True))
     given = {"gain": torch.rand(1, 3, 96, 64), "short": torch.rand(1, 3, 96, 64), "degradation": torch.rand(1, 1, 24, 16)} | context

@@ -134,3 +134,31 @@ def test_letters_faces_and_windows_outside_the_mask_stay_as_they_are(shipped_ref
     channels = np.arange(3)
     least, most = (ends[reference.encoded, channels] for ends in (low * (1 - 1e-5), high * (1 + 1e-5)))
     assert ((refined.radiance >= least) & (refined.radiance <= most))[measured].all()
+
+
+def test_no_seam_between_tiles_that_are_refined(shipped_refiner):
+    """The refiner sees as far again as the regressor, whose tile has to reach that much farther."""
+    from gmodiff.align import align
+    from gmodiff.gainmap import mu_gain
+    from gmodiff.merge import merge
+    from gmodiff.runtime import load_model
+
+    # Twice side by side, what is refined where tiles meet.
+    bracket = photos([np.roll(np.tile(_written_scene(moved), (1, 2, 1)), 80, axis=1) for moved in (0, 48, 96)], noise=0.004, seed=3)
+    alignments = tuple(align(bracket))
+    merged = merge(bracket, alignments, with_motion=True).radiance
+    model = load_model("compact", exact=True)
+    encoded = bracket.frames[bracket.reference].encoded / np.float32(255)
+    white = np.float32(1 / bracket.relative_exposures[0])
+
+    def gain(tile, refinement=None):
+        made = Estimator(model, tile, refinement=refinement)(bracket, alignments, merged)
+        return mu_gain(made.radiance / white, encoded)
+
+    whole, tiled, plain = (
+        gain((4096, 4096), Refinement(shipped_refiner)),
+        gain((4096, 672), Refinement(shipped_refiner)),
+        gain((4096, 4096)),
+    )
+    assert np.abs(whole - plain)[:, 570:582].max() > 3e-3
+    assert np.abs(whole - tiled).max() < 1e-3

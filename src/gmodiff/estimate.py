@@ -5,7 +5,7 @@ The network says what to add to the gain of the classical merge (`model.regresso
     H = (H_merged + o) * (1 + mu)**change - o,     o = (L + 1/64) / mu,     mu = 100,     H relative to the short frame's white
 
 which is `gainmap.radiance_from_mu_gain(mu_gain(H_merged, L) + change, L)` without its logarithm. Tiles overlap by twice what the network
-sees around a pixel, so that nobody can tell where one ended.
+sees around a pixel, and the refiner of the network's answer, so that nobody can tell where one ended.
 """
 
 from __future__ import annotations
@@ -116,12 +116,17 @@ class Estimator:
         if self.refinement is not None:
             self.refinement.check_fits(self.model.card)
         _ = self._reducer  # what is wrong with it is said before there is work to lose
-        least = 4 * self.model.card.halo_px
+        least = 2 * (self._halo_px + self.model.card.halo_px)
         if self.tile is not None and min(self.tile) < least:
             size = str(self.tile[0]) if self.tile[0] == self.tile[1] else f"{self.tile[1]}x{self.tile[0]}"
             raise InputError(f"tile {size}: expected {least} pixels a side or more for model {self.model.card.name}")
         if self.shrink is not None and self.shrink < 1:
             raise InputError(f"shrink {self.shrink}: expected 1 (full size) or more")
+
+    @property
+    def _halo_px(self) -> int:
+        """How far around a pixel a tile has to reach: what the network sees, and beyond that what the refiner sees of its answer."""
+        return self.model.card.halo_px + (0 if self.refinement is None else self.refinement.model.card.halo_px)
 
     @property
     def _reducer(self) -> Model | None:
@@ -138,19 +143,19 @@ class Estimator:
         shrink = self.shrink or max(1, round((merged[..., 0].size / ESTIMATED_PX) ** 0.5))
         feed = _Feed(bracket, alignments, merged, order, shrink)
         height, width = feed.shape
-        rows, columns = tile_shape(height, width, self.tile, TILE_AREA_PX, card.halo_px, card.stride)
+        rows, columns = tile_shape(height, width, self.tile, TILE_AREA_PX, self._halo_px, card.stride)
         band = feed.band(rows, -(-width // card.stride) * card.stride)
         change, residual = np.empty((height, width, 3), np.float32), np.empty((height, width), np.float32)
         mask = _Mask(height, width)
-        bands, stripes = tile_cores(height, rows, card.halo_px), tile_cores(width, columns, card.halo_px)
+        bands, stripes = tile_cores(height, rows, self._halo_px), tile_cores(width, columns, self._halo_px)
         for n, (first, end) in enumerate(bands):
-            top = tile_start(first, height, rows, card.halo_px, card.stride)
+            top = tile_start(first, height, rows, self._halo_px, card.stride)
             for m, (left_core, right_core) in enumerate(stripes):
                 if progress is not None:
                     progress((n * len(stripes) + m) / (len(bands) * len(stripes)))
                 if m == 0:
                     feed.fill(band, top)
-                left = tile_start(left_core, width, columns, card.halo_px, card.stride)
+                left = tile_start(left_core, width, columns, self._halo_px, card.stride)
                 inputs = {k: np.ascontiguousarray(v[..., left : left + columns]) for k, v in band.items()}
                 given = inputs | {"stops": feed.stops}
                 inner = slice(first - top, end - top), slice(left_core - left, right_core - left)

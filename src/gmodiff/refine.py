@@ -27,11 +27,11 @@ CONTEXT = ("context_8", "context_16", "context_32")
 CORE_PX = 192
 """Side of the squares that are refined or not, of what the network is given."""
 DETAIL_PX = 8.0
-"""Standard deviation of the blur below which structure counts as low frequency, which stays as estimated."""
+"""Standard deviation of the blur whose result counts as low frequency, which stays as estimated; finer structure is what is taken."""
 THRESHOLD = 0.5
 """Degradation, 0..1, from which a place is refined, unless the card says otherwise; training counts with it."""
 FULL_FROM = 0.15
-"""How far above its threshold the mask takes what the refiner says whole."""
+"""How far above the threshold the mask has to be for what the refiner says to be taken whole; with thresholds above 0.85 it never is."""
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from gmodiff.image import Bracket
 from gmodiff.pipeline import reconstruct_radiance
 from gmodiff.radiometry import F32, srgb_decode
 from gmodiff.refine import Refinement
-from gmodiff.runtime import DEFAULT_MODEL, Model, load_card, load_model, load_refiner
+from gmodiff.runtime import DEFAULT_MODEL, Model, load_card, load_model, load_refiner, refiner_card
 
 U8 = NDArray[np.uint8]
 
@@ -134,7 +134,7 @@ def _learned(name: str, card: str, how: str, about: str) -> Method:
 def _weights_of(card: str, refined: bool) -> str:
     """Of the network, and of its refiner where that takes part."""
     own = load_card(card).fingerprint
-    return f"{own}+{load_refiner(card).card.fingerprint}" if refined else own
+    return f"{own}+{refiner_card(card).fingerprint}" if refined else own
 
 
 @dataclass(frozen=True)

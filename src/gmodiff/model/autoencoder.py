@@ -49,7 +49,7 @@ class Gates(NamedTuple):
 
 
 class Autoencoder(nn.Module):
-    """Pictures of three channels, network gains or encoded frames, 0..GAIN_LIMIT, to latents and back."""
+    """Pictures of three channels, 0..GAIN_LIMIT, to latents and back: network gains, the root of a frame's light, mu-law radiance."""
 
     def __init__(self, shape: AutoencoderShape | None = None) -> None:
         super().__init__()

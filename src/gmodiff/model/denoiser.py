@@ -2,7 +2,8 @@
 
 Conditions enter position by position instead of by cross-attention over the picture: the latent of the shortest frame (unclipped light),
 the regressor's features at the scale they were made at (the paper's context c_L), and the degradation mask. So a tile becomes what it
-would be within the whole. The timestep stays an input: one set of weights is a many-step model and the one-step model.
+would be within the whole. The timestep stays an input: one shape serves many steps and one. Weights trained on for one step are no
+many-step model any more.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import lru_cache
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -55,11 +56,8 @@ def from_noise(predict: Callable[[Tensor, int], Tensor], start: Tensor, steps: i
         raise ValueError(f"{steps} steps: expected 1..{STEPS}")
     order = torch.linspace(STEPS - 1, 0, steps).round().long().tolist()
     latent = start
-    for here, there in zip(order, [*order[1:], None], strict=True):
+    for here, there in pairwise(order):
         noise = predict(latent, here)
-        clean = denoised(latent, noise, here)
-        if there is None:
-            return clean
         abar = kept()[there]
-        latent = math.sqrt(abar) * clean + math.sqrt(1 - abar) * noise
-    return latent
+        latent = math.sqrt(abar) * denoised(latent, noise, here) + math.sqrt(1 - abar) * noise
+    return denoised(latent, predict(latent, order[-1]), order[-1])

@@ -30,8 +30,8 @@ FORMAT = "gmodiff-refiner-1"
 LATENT_SCALE = 1.0
 """What latents are multiplied by before diffusion: training holds each channel near mean 0 and deviation 1 (`losses.latent_loss`)."""
 REFINER_HALO_PX = 96
-"""How far around a pixel the refiner sees as far as it matters (tests/test_refiner.py, on random weights of the default size; to be shown
-again on weights that ship); a multiple of the regressor's stride."""
+"""How far around a pixel the refiner sees as far as it matters (tests/test_refiner.py on random weights of the default size,
+tests/test_refiner_weights.py on those that ship); a multiple of the regressor's stride."""
 
 
 class Refiner(nn.Module):
@@ -66,8 +66,8 @@ class Refiner(nn.Module):
         """`forward` with parts taken away: what each is good for.
 
         guided: the denoiser gets the context.   skipped: the decoder gets the estimate's features.   noise: (B, latent, H / 8, W / 8) of
-        unit variance to begin with instead of the estimate.   steps: from noise, 1 (at ONE_STEP_AT) or more (DDIM). Raises ValueError for
-        more than one without noise.
+        unit variance to begin with instead of the estimate.   steps: from noise, 1 (at ONE_STEP_AT) or more (DDIM; of a prior's
+        weights: those of the one step have forgotten the other timesteps). Raises ValueError for more than one without noise.
         """
         if steps > 1 and noise is None:
             raise ValueError(f"{steps} steps begin with noise, and there is none")

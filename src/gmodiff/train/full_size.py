@@ -104,7 +104,7 @@ def _begin_one_step(recipe: Recipe, start: Path | None, regressor: Path | None, 
 
 def _history(regressor: dict[str, Any], start: dict[str, Any]) -> dict[str, Any]:
     """Facts of a regressor, and what a run of sd21-onestep adds to them; its own regressor's are not taken over."""
-    counted = ("steps", "spent", "data", "hardware")
+    counted = ("steps", "spent", "data", "hardware", "recipes")
     others = {k: v for k, v in start.items() if k not in (*counted, "recipe")}
     own = {k: {s: v for s, v in start.get(k, {}).items() if s == "sd21-onestep"} for k in counted}
     return others | regressor | {k: regressor.get(k, {}) | own[k] for k in counted if k in regressor or own[k]}

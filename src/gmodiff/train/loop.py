@@ -286,7 +286,8 @@ def _save_weights(out: Path, stage: Stage, averaged: dict[str, Tensor], step: in
     facts = {
         "steps": _added(before.get("steps", {}), recipe.stage, step),
         "spent": _added(before.get("spent", {}), recipe.stage, round(spent)),
-        "recipe": before.get("recipe", recipe.as_dict()),
+        "recipe": before.get("recipe", recipe.as_dict()),  # the first: scenes have its seed
+        "recipes": before.get("recipes", {}) | {recipe.stage: recipe.as_dict()},
         "data": before.get("data", {}) | {recipe.stage: recipe.data},
         "hardware": before.get("hardware", {}) | {recipe.stage: recipe.hardware},
         **stage.facts(),

@@ -158,7 +158,7 @@ def refined_loss(gain: Tensor, truth: Tensor, encoded: Tensor, weight: Tensor) -
 
 
 def as_used(gain: Tensor, refined: Tensor, doubt: Tensor, encoded: Tensor) -> tuple[Tensor, Tensor]:
-    """What `refine` makes of an answer, held to the merge where the reference measured, and the (B, 1, H, W) share of each pixel it takes.
+    """What `refine` makes of an answer, nothing of it where the reference measured, and the (B, 1, H, W) share of each pixel it takes.
 
     gain, refined: (B, 3, H, W) network gain of the estimate and of the answer.   doubt: (B, 1, H, W), 0..1.   encoded: (B, 3, H, W).
     """

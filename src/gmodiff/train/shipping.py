@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,16 +103,26 @@ def _refuse_broken(weights: Path, network: nn.Module) -> None:
 
 def _made(network: nn.Module, facts: dict[str, Any]) -> dict[str, Any]:
     """What a card says of how a network was made."""
-    first = next(iter(facts.get("steps", {})), "regressor")
+    commands = {stage: recipe["command"] for stage, recipe in facts.get("recipes", {}).items()}
     return {
         "parameters": sum(p.numel() for p in network.parameters()),
         "licence": LICENCE,
-        "trained_on": facts.get("data", {}).get(first, "not recorded"),
-        "trained_by": facts.get("recipe", {}).get("command", "not recorded"),
-        "hardware": facts.get("hardware", {}).get(first, "not recorded"),
+        "trained_on": _of_stages(facts.get("data", {})),
+        "trained_by": _of_stages(commands),
+        "hardware": _of_stages(facts.get("hardware", {})),
         "hours": {stage: round(seconds / 3600, 2) for stage, seconds in facts.get("spent", {}).items()},
         "steps": facts.get("steps", {}),
     }
+
+
+def _of_stages(said: Mapping[str, str]) -> str:
+    """What is known of each stage, those with the same to say together."""
+    stages: dict[str, list[str]] = {}
+    for stage, what in said.items():
+        stages.setdefault(what, []).append(stage)
+    if len(stages) == 1:
+        return next(iter(stages))
+    return "; ".join(f"{', '.join(names)}: {what}" for what, names in stages.items()) or "not recorded"
 
 
 def _shipped(
@@ -138,7 +148,9 @@ def add_scores(card: Path, rows: Sequence[Path], method: str) -> None:
     found = latest([r for path in rows for r in read_rows(path)[0] if r["method"] == method and r["status"] == "ok"])
     if not found:
         raise InputError(f"no finished rows of method {method!r} in {', '.join(map(str, rows))}: gmodiff evaluate writes them")
-    if any(r.get("method_hash") != model.fingerprint for r in found):
+    # Rows of CARD@refine name the regressor's weights too, before those of the refiner.
+    hashes = {str(r.get("method_hash")) for r in found}
+    if {h.rpartition("+")[2] if model.kind == "refiner" else h for h in hashes} != {model.fingerprint}:
         raise InputError(f"the rows of {method!r} were measured with other weights than {card} names: evaluate this model first")
     _write(card, json.loads(card.read_text()) | {"scores": _scores(found)})
 

@@ -147,6 +147,8 @@ def begin(recipe: Recipe, start: Path | None, regressor: Path | None = None, bac
     guide, facts = read_weights(regressor)
     if "steps" in facts and not facts["steps"].get("mask"):
         raise InputError(f"--regressor {regressor} has no trained mask: gmodiff train mask makes it")
+    if recipe.stage == "onestep" and before.get("guide") not in (None, digest(guide)) and not before["steps"].get("onestep"):
+        raise InputError(f"{start} is a prior trained beside another regressor than --regressor {regressor}: give that one, or train prior")
     if guide.shape.widths[1:] != refiner.denoiser.shape.context:
         raise InputError(f"--regressor {regressor} has features of {guide.shape.widths[1:]} channels, expected {shapes[1].context}")
     return (PriorStage if recipe.stage == "prior" else OneStepStage)(recipe, before, refiner, guide)
@@ -165,7 +167,9 @@ def regressor_of(stage: str, regressor: Path | None) -> Path:
 
 def _without(before: dict[str, Any], *later: str) -> dict[str, Any]:
     """Facts of weights without the stages that rest on the one that now goes on: these have to be made again."""
-    return before | {k: {s: v for s, v in before.get(k, {}).items() if s not in later} for k in ("steps", "spent", "data", "hardware")}
+    return before | {
+        k: {s: v for s, v in before.get(k, {}).items() if s not in later} for k in ("steps", "spent", "data", "hardware", "recipes")
+    }
 
 
 def relative(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
@@ -468,7 +472,8 @@ class PriorStage(_Guided):
 class OneStepStage(_Guided):
     """The estimate's latent, denoised once at a fixed step and decoded: denoiser, decoder and gates learn, the encoder does not.
 
-    What `refine` takes of the answer counts (but for `stillness`, which crops are too small for), and the whole answer.
+    What `refine` takes of the answer counts (but for `stillness`, which crops are too small for), and the whole answer. The estimate
+    beneath is not held to the merge, as users get it: figures of `check` compare with each other, not with those of other stages.
     """
 
     rests_on = MappingProxyType({"answer": REFINER_ANSWER})
