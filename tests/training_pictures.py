@@ -21,6 +21,6 @@ def write_pictures(folder: Path) -> Path:
         y, x = np.mgrid[0:128, 0:256] / 16
         light = 0.1 + np.abs(np.sin(x + n) * np.cos(y)) + (rng.random((128, 256)) < 0.02) * 30
         write_hdr(folder / f"scene_{n}.hdr", light[..., None] * (1.0, 0.8, 0.6))
-    noise = rng.integers(0, 255, (14, 20, 3), np.uint8)
-    Image.fromarray(noise).resize((640, 448), Image.Resampling.BICUBIC).save(folder / "photo.jpg")
+    noise = rng.integers(0, 255, (28, 40, 3), np.uint8)
+    Image.fromarray(noise).resize((1280, 896), Image.Resampling.BICUBIC).save(folder / "photo.jpg")
     return folder

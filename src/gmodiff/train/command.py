@@ -63,7 +63,7 @@ def _stage(stage: str, about: str, *more: Callable[..., Any]) -> Callable[..., A
                     "--from", "start", type=click.Path(path_type=Path), metavar="RUN", help="Begin with these weights: a run or a file."
                 ),
                 click.option(
-                    "--cache", type=click.Path(path_type=Path), metavar="FOLDER", help="Keep rendered scenes here (about 4 MB each)."
+                    "--cache", type=click.Path(path_type=Path), metavar="FOLDER", help="Keep rendered scenes here (about 15 MB each)."
                 ),
                 click.option(
                     "--curves",
