@@ -23,7 +23,7 @@ HARD_SHARE, OTHER_PLACES = 0.5, 3
 HALF_SHARE = 0.3
 """Of the crops, taken at half size from twice the side: many photos were made smaller, and large ones are estimated so. Not where noise is
 to be learned, which is reduced at full size."""
-CHECK_FROM, CHECK_PX = 1_000_000, 256
+CHECK_FROM, CHECK_PX = 1_000_000, 384
 """Scenes that steer: of the training pictures, never trained on, the middle of each."""
 
 Batch = dict[str, Tensor]

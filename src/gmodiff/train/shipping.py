@@ -103,7 +103,10 @@ def _refuse_broken(weights: Path, network: nn.Module) -> None:
 
 def _made(network: nn.Module, facts: dict[str, Any]) -> dict[str, Any]:
     """What a card says of how a network was made."""
-    commands = {stage: recipe["command"] for stage, recipe in facts.get("recipes", {}).items()}
+    recipes = facts.get("recipes", {})
+    if not recipes and "recipe" in facts:  # older files kept that of their first stage alone
+        recipes = {facts["recipe"].get("stage", ""): facts["recipe"]}
+    commands = {stage: recipe.get("command", "not recorded") for stage, recipe in recipes.items()}
     return {
         "parameters": sum(p.numel() for p in network.parameters()),
         "licence": LICENCE,
