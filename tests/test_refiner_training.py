@@ -57,7 +57,7 @@ def small_store(tmp_path_factory):
 
     folder: Path = tmp_path_factory.mktemp("pictures")
     rng = np.random.default_rng(0)
-    Image.fromarray(rng.integers(0, 255, (14, 20, 3), np.uint8)).resize((640, 448), Image.Resampling.BICUBIC).save(folder / "a.jpg")
+    Image.fromarray(rng.integers(0, 255, (28, 40, 3), np.uint8)).resize((1280, 896), Image.Resampling.BICUBIC).save(folder / "a.jpg")
     return SceneStore(find_sources(folder), 1, tmp_path_factory.mktemp("cache"), size=64)
 
 
