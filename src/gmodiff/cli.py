@@ -242,7 +242,7 @@ def merge(
         if save_response is not None:
             save_response_file(bracket.response, save_response, force=force)
         report("write", 1.0)
-    result = summary(bracket, image, network, outputs=targets, seconds=time.monotonic() - started, refine=refine)
+    result = summary(bracket, image, network, outputs=targets, seconds=time.monotonic() - started)
     if as_json:
         click.echo(json.dumps(result, indent=2))
     elif not quiet:

@@ -19,11 +19,10 @@ def summary(
     *,
     outputs: Sequence[str | PathLike[str]],
     seconds: float,
-    refine: float = 0.0,
 ) -> dict[str, Any]:
     """Facts of a finished merge as numbers, strings, lists and dicts; what is not known is None.
 
-    model: what estimated, None for the classical merge.   seconds: it took, from reading to writing.   refine: the refiner's share, 0..1.
+    model: what estimated, None for the classical merge.   seconds: it took, from reading to writing.
     """
     calibration = bracket.calibration
     stops = [round(math.log2(e), 2) for e in bracket.relative_exposures]
@@ -54,5 +53,10 @@ def summary(
         "version": __version__,
         "model": None
         if model is None
-        else {"name": model.card.name, "runtime": model.runtime, "refine": refine, "noise_reduced": image.metadata["noise_reduced"]},
+        else {
+            "name": model.card.name,
+            "runtime": model.runtime,
+            "refine": image.metadata["refine"],
+            "noise_reduced": image.metadata["noise_reduced"],
+        },
     }

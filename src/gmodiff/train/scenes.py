@@ -35,7 +35,7 @@ from gmodiff.writer import replacing
 
 SIZE_PX, MARGIN_PX = 768, 40
 """Side of a training scene, and the picture kept around it for shake. What moves is a share of the side, and people in photos are several
-hundred pixels high: on scenes of 384 pixels the network learned ghosts it could see whole, and left large ones standing.
+hundred pixels high, which scenes of 384 pixels do not show (docs/training.md says what a short run on larger ones brought).
 """
 LEAST_HDR_PX, LEAST_HDR_STOPS = 64, 1.0
 """Rows of a panorama, and stops from the median to the brightest thousandth, that a training picture has at least."""

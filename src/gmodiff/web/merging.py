@@ -157,9 +157,8 @@ def render(found: Ingredients, settings: Rendering, models: Models, folder: Path
     codes = in_file(image.gain_map.codes, folder / "codes.npy")
     image = replace(image, radiance=radiance, base=base, gain_map=replace(image.gain_map, codes=codes))
     used = model if settings.network > 0 else None
-    refined = settings.refine if used is not None and refiner is not None else 0.0
     seconds = found.seconds + time.monotonic() - started
-    facts = summary(found.bracket, image, used, outputs=[], seconds=seconds, refine=refined)
+    facts = summary(found.bracket, image, used, outputs=[], seconds=seconds)
     facts["rendering"] = asdict(settings)
     frames = [(f.name, f.encoded) for f in found.bracket.frames]
     progress("write", 1.0)
