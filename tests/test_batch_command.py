@@ -122,6 +122,8 @@ def test_failures_are_told_however_quiet_and_in_json(card, tmp_path, capsys, inl
         (["-o", "out", "--pattern", "("], "--pattern '(' is no regular expression"),
         (["-o", "out", "--memory", "lots"], "--memory 'lots': expected a size"),
         (["-o", "out", "--model", "huge"], "model 'huge': expected compact"),
+        (["--dry-run", "--refine", "nan"], "--refine nan: expected 0 to 1"),
+        (["--dry-run", "--model", "none", "--refine", "1"], "--refine: of the network, and --model is none"),
         (["-o", "out", "--list", "gone.txt"], "--list gone.txt: cannot be read"),
         (["-o", "out", "gone/"], "gone/ cannot be read"),
         (["-o", "out", "gone.json"], "gone.json is a plan, which says everything"),

@@ -395,14 +395,15 @@ def test_beyond_this_machine_a_token_is_needed_and_printed(tmp_path):
         served.close()
 
 
-def test_with_the_network_fidelity_is_between_the_merge_and_all_it_says(tmp_path):
+def test_the_network_is_followed_as_far_as_asked_and_refined_as_the_command_does(tmp_path, capsys):
     served = Served(place=tmp_path)
     try:
         job = served.merged([served.upload(p)["id"] for p in EXAMPLES])
         assert job["summary"]["model"]["name"] == "compact"
 
-        def light(share: float) -> np.ndarray:
-            again = served.ended(served.ask("POST", f"/api/jobs/{job['id']}/render", {"network": share})[1]["id"])
+        def light(share: float, refine: float = 0.0) -> np.ndarray:
+            wanted = {"network": share, "refine": refine}
+            again = served.ended(served.ask("POST", f"/api/jobs/{job['id']}/render", wanted)[1]["id"])
             data = served.ask("GET", f"/api/pictures/{again['picture']}/file.tif")[1]
             (tmp_path / "light.tif").write_bytes(data)
             return gmodiff.read(tmp_path / "light.tif").radiance
@@ -411,6 +412,12 @@ def test_with_the_network_fidelity_is_between_the_merge_and_all_it_says(tmp_path
         assert np.array_equal(none, gmodiff.reconstruct(gmodiff.read_bracket(EXAMPLES)).radiance)
         assert np.abs(whole - none).max() > 0.01
         assert np.allclose(half, (none + whole) / 2, rtol=1e-5, atol=1e-6)
+        assert served.ask("GET", "/api/status")[1]["refines"] is True
+        command = ["merge", *map(str, EXAMPLES), "--refine", "1", "-o", str(tmp_path / "refined.tif"), "-q"]
+        assert run(command, capsys)[0] == 0
+        refined = light(1.0, refine=1.0)
+        assert not np.array_equal(refined, whole)
+        assert np.array_equal(refined, gmodiff.read(tmp_path / "refined.tif").radiance)
     finally:
         served.close()
 

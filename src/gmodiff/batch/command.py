@@ -120,6 +120,7 @@ def batch(
         raise InputError("-o FOLDER: say where the pictures go, or --dry-run to see the plan")
     from gmodiff.batch.plan_file import check_names, check_template
 
+    settings = _settings(no_align=no_align, **options)  # bad ones are refused before a card of thousands is looked through
     if template is not None:
         check_template(template)
     try:
@@ -133,7 +134,6 @@ def batch(
         return
     check_names(plan.sets)
     assert output is not None
-    settings = _settings(no_align=no_align, **options)
 
     from gmodiff.batch.contact_sheet import check_report, write_contact_sheet
     from gmodiff.batch.run import manifest_of, report_of, run_batch
