@@ -55,6 +55,14 @@ def system(backbone, weights):
         return assemble(open_backbone(str(backbone)), read_released(weights), SHAPE)
 
 
+@pytest.fixture
+def model(small_sd21, backbone, weights):
+    """The full-size model of the two, at its small size."""
+    from gmodiff.full_model import load_full_model
+
+    return load_full_model(backbone=str(backbone), weights=str(weights), device="cpu")
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     """A folder of pictures to train on."""
