@@ -8,11 +8,18 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
+import OpenImageIO as oiio
+import pytest
 from PIL import Image
+
+from gmodiff.errors import GMODiffError
+from gmodiff.photo import read_photo
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -148,3 +155,50 @@ def dng_bytes(
     }
     exif = {0x829A: (5, [time]), 0x829D: (5, [(56, 10)]), 0x8827: (3, [100])}
     return tiff_bytes([ifd0, exif], pixels=counts)
+
+
+RAMP8 = np.rint(ramp(48, 64) * 255).astype(np.uint8)
+RAMP16 = np.rint(ramp(48, 64) * 65535).astype(np.uint16)
+
+
+def save(folder: Path, name: str, data: bytes) -> Path:
+    path = folder / name
+    path.write_bytes(data)
+    return path
+
+
+def pillow_bytes(pixels: np.ndarray, kind: str, mode: str | None = None, **options: object) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(pixels, mode=mode).save(out, kind, **options)
+    return out.getvalue()
+
+
+def png16(pixels: np.ndarray) -> bytes:
+    order = {3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}[pixels.shape[2]]
+    return cv2.imencode(".png", cv2.cvtColor(pixels, order))[1].tobytes()
+
+
+def with_chunk(png: bytes, kind: bytes, body: bytes) -> bytes:
+    """A PNG with one more chunk after its header."""
+    return png[:33] + struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) + png[33:]
+
+
+def write_tiff(path: Path, pixels: np.ndarray, kind: str, **attributes: object) -> Path:
+    spec = oiio.ImageSpec(pixels.shape[1], pixels.shape[0], pixels.shape[2], kind)
+    for name, value in attributes.items():
+        spec.attribute(name.replace("__", ":"), value)
+    out = oiio.ImageOutput.create(str(path.with_suffix(".tif")))
+    assert out.open(str(path), spec), out.geterror()
+    assert out.write_image(pixels), out.geterror()
+    out.close()
+    return path
+
+
+def refusal(path: Path, **options: object) -> str:
+    """The one line that reading this file gives."""
+    with pytest.raises(GMODiffError) as caught:
+        read_photo(path, **options)  # type: ignore[arg-type]
+    line = str(caught.value)
+    assert "\n" not in line
+    assert path.name in line
+    return line
