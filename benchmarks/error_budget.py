@@ -36,8 +36,7 @@ def errors(scene: Scene, model: Model) -> Iterator[tuple[str, np.ndarray]]:
     truth = compress(scene.truth / white)
 
     def error(radiance: F32) -> np.ndarray:
-        square = np.square(compress(radiance / white) - truth).mean(axis=-1, dtype=np.float64)
-        return np.where(scene.known, square, 0) if scene.known is not None else square
+        return np.square(compress(radiance / white) - truth).mean(axis=-1, dtype=np.float64)
 
     blind = scene.blind()
     yield MERGE, error(METHODS["classical"].run(blind))
@@ -46,16 +45,17 @@ def errors(scene: Scene, model: Model) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def parts(scene: Scene) -> dict[str, np.ndarray]:
-    """(H, W) bool each, every pixel in one."""
+    """(H, W) bool each, every pixel whose truth is known in one."""
     reference = scene.bracket.frames[scene.bracket.reference].encoded
     measured = clipping_nearness(reference.max(axis=-1) / np.iinfo(reference.dtype).max) == 0
+    known = np.ones(measured.shape, bool) if scene.known is None else scene.known
     motion = scene.masks.get("motion")
     moved = np.zeros(measured.shape, bool) if motion is None else motion
     return {
-        "measured, still": measured & ~moved,
-        "measured, moved": measured & moved,
-        "not measured, still": ~measured & ~moved,
-        "not measured, moved": ~measured & moved,
+        "measured, still": known & measured & ~moved,
+        "measured, moved": known & measured & moved,
+        "not measured, still": known & ~measured & ~moved,
+        "not measured, moved": known & ~measured & moved,
     }
 
 
@@ -79,17 +79,18 @@ def main() -> None:
         for source in scenes:
             scene = source.load()
             found = dict(errors(scene, model))
-            whole = float(found[MERGE].mean())
             in_parts = parts(scene)
+            known = np.logical_or.reduce(list(in_parts.values()))
+            whole, count = float(found[MERGE][known].sum()), int(known.sum())
             measured = in_parts["measured, still"] | in_parts["measured, moved"]
             for name, where in in_parts.items():
-                shares.setdefault(name, []).append([float(where.mean()), *(float((e * where).mean()) / whole for e in found.values())])
+                shares.setdefault(name, []).append([where.sum() / count, *(float(e[where].sum()) / whole for e in found.values())])
             pictures = found | {
                 HYBRIDS[0]: np.where(measured, found[TRUTH], found[NETWORK]),
                 HYBRIDS[1]: np.where(measured, found[NETWORK], found[TRUTH]),
             }
             for name, error in pictures.items():
-                psnr.setdefault(name, []).append(decibels(float(error.mean())))
+                psnr.setdefault(name, []).append(decibels(float(error[known].mean())))
         print(f"\n{path.stem}, {len(scenes)} scenes, model {model.card.name}, {model.runtime}\n")
         print("| picture | PSNR-mu, mean |\n|---|---|")
         for name, values in psnr.items():

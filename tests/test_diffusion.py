@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gmodiff.model.diffusion import ONE_STEP_AT, STEPS, denoised, from_noise, kept, noised
+from gmodiff.model.diffusion import ONE_STEP_AT, STEPS, add_noise, alphas_cumprod, ddim_sample, x0_at
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -19,7 +19,7 @@ def test_the_schedule_is_that_of_stable_diffusion():
         root = math.sqrt(0.00085) + (math.sqrt(0.012) - math.sqrt(0.00085)) * step / (STEPS - 1)
         left *= 1 - root**2
         if step in (0, ONE_STEP_AT, STEPS - 1):
-            assert kept()[step] == pytest.approx(left, rel=1e-9)
+            assert alphas_cumprod()[step] == pytest.approx(left, rel=1e-9)
 
 
 @settings(max_examples=20, deadline=None)
@@ -27,7 +27,7 @@ def test_the_schedule_is_that_of_stable_diffusion():
 def test_one_step_undoes_the_noise_that_was_added(step):
     dice = torch.Generator().manual_seed(step)
     latent, noise = (torch.randn((1, 4, 5, 6), generator=dice) for _ in range(2))
-    back = denoised(noised(latent, noise, torch.tensor([step])), noise, step)
+    back = x0_at(add_noise(latent, noise, torch.tensor([step])), noise, step)
     torch.testing.assert_close(back, latent, atol=2e-4, rtol=2e-3)
 
 
@@ -36,10 +36,10 @@ def test_many_steps_with_the_right_noise_end_at_the_latent():
     latent, start = torch.full((1, 2, 3, 3), 0.7), torch.randn((1, 2, 3, 3), generator=torch.Generator().manual_seed(1))
 
     def predict(noisy, step):
-        abar = kept()[step]
+        abar = alphas_cumprod()[step]
         return (noisy - math.sqrt(abar) * latent) / math.sqrt(1 - abar)
 
     for steps in (1, 5, 50):
-        torch.testing.assert_close(from_noise(predict, start, steps), latent, atol=1e-3, rtol=0)
+        torch.testing.assert_close(ddim_sample(predict, start, steps), latent, atol=1e-3, rtol=0)
     with pytest.raises(ValueError, match="0 steps"):
-        from_noise(predict, start, 0)
+        ddim_sample(predict, start, 0)

@@ -11,7 +11,7 @@ from gmodiff.estimate import Estimator
 from gmodiff.image import Bracket
 from gmodiff.merge import merge
 from gmodiff.pipeline import reconstruct_radiance
-from gmodiff.provenance import INFERRED, REFERENCE
+from gmodiff.provenance import ALIGNED, INFERRED, REFERENCE
 from gmodiff.radiometry import radiance_interval_codes
 from gmodiff.refine import CONTEXT, CORE_PX, Refinement
 from gmodiff.runtime import Card
@@ -130,6 +130,9 @@ def test_what_is_added_is_inferred_and_stays_within_the_measured_interval(aligne
     new = (made.provenance == INFERRED) & (plain.provenance != INFERRED)
     assert new.any()
     assert np.array_equal(made.provenance == REFERENCE, plain.provenance == REFERENCE)
+    slightly = reconstruct_radiance(bracket, Estimator(Guide(doubt(slice(None))), refinement=Refinement(Repainter(pattern=0.001))))
+    assert np.array_equal(slightly.provenance == INFERRED, slightly.provenance != REFERENCE)  # however little it adds
+    assert (plain.provenance == ALIGNED).any()
     reference = bracket.frames[bracket.reference]
     low, high, _ = radiance_interval_codes(bracket.response, reference.noise, reference.encoded.dtype)
     sure = reference.encoded.max(axis=-1) < 0.9 * 255

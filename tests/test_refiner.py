@@ -7,7 +7,7 @@ import torch
 
 from gmodiff.errors import FileFormatError
 from gmodiff.model.denoiser import DenoiserShape
-from gmodiff.model.diffusion import ONE_STEP_AT, kept
+from gmodiff.model.diffusion import ONE_STEP_AT, alphas_cumprod
 from gmodiff.model.refiner import REFINER_HALO_PX, Refiner, read_refiner, write_refiner
 from gmodiff.model.regressor import Regressor
 from gmodiff.model.weights import write_weights
@@ -68,7 +68,7 @@ def test_where_nothing_is_denoised_nothing_changes(refiner):
     """What the autoencoder cannot say of an estimate is not lost: the answer is put on the estimate."""
     given = inputs(64)
     latent, _ = refiner.latent(given["gain"])
-    abar = kept()[ONE_STEP_AT]
+    abar = alphas_cumprod()[ONE_STEP_AT]
     untouched = latent * (1 - math.sqrt(abar)) / math.sqrt(1 - abar)  # the noise that leaves x0 where z was
 
     class Idle(torch.nn.Module):

@@ -78,13 +78,13 @@ def test_a_frame_nowhere_covered_and_clipped_is_not_used(network):
     given["linear"][:, 2] = 1
     with torch.no_grad():
         one = network(**given)
-        given["linear"][:, 2, :, :, 48:] = 0.95  # still clipped, other light
+        given["linear"][:, 2] *= 0.95  # still clipped, less light: what shows of it is what the frame's share of the gain lets through
         other = network(**given)
         given["coverage"][:, 2] = 1
         given["linear"][:, 2] = 0.3
         believed = network(**given)
     shares = [e.change - e.residual for e in (one, other, believed)]
-    assert (shares[0] - shares[1])[..., :8].abs().max() < 1e-2  # far from the change, beyond what the network sees of it
+    assert (shares[0] - shares[1]).abs().max() < 1e-2
     assert (shares[0] - shares[2]).abs().max() > 0.05
 
 

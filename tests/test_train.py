@@ -20,16 +20,18 @@ from gmodiff.datasets.held_out import HELD_OUT_FOLDERS, HELD_OUT_PHOTOS, TEST_CA
 from gmodiff.errors import FileFormatError, InputError
 from gmodiff.model.noise_reducer import NoiseShape, read_noise_reducer, write_noise_reducer
 from gmodiff.model.regressor import Regressor, Shape, full_gain
-from gmodiff.model.weights import read_weights
+from gmodiff.model.weights import read_weights, write_weights
+from gmodiff.provenance import constrain, look_up
+from gmodiff.radiometry import CameraResponse, NoiseModel, clipping_nearness, deviation_of_codes
 from gmodiff.runtime import load_model
 from gmodiff.simulate import Camera
 from gmodiff.train import loop
 from gmodiff.train.crops import PER_FRAME, Batches, Place, cut, stack
-from gmodiff.train.losses import average_precision, errs, estimate_loss, full_size
+from gmodiff.train.losses import average_precision, errs, estimate_loss, full_size, unmeasured
 from gmodiff.train.recipes import MASK, NOISE, REGRESSOR
 from gmodiff.train.scenes import SceneStore, TrainingScene, draw, find_sources, render, simulated
 from gmodiff.train.shipping import ship
-from gmodiff.train.stages import INPUTS, begin
+from gmodiff.train.stages import INPUTS, begin, held_to_merge
 from training_pictures import write_hdr
 
 SETS = Path(__file__).parent.parent / "benchmarks" / "sets"
@@ -104,7 +106,8 @@ def test_a_manifest_keeps_pictures_out(data, tmp_path):
 @pytest.mark.parametrize(
     ("light", "said"),
     [
-        (np.full((64, 128, 3), np.nan), "not a picture of light"),
+        (np.full((64, 128, 3), np.nan), r"not a picture of light \(24576 values were NaN or infinite\)"),
+        (np.where(np.arange(64)[:, None, None] < 1, np.inf, np.full((64, 128, 3), 2.0)), r"\(384 values were NaN or infinite\)"),
         (np.zeros((64, 128, 3)), "not a picture of light"),
         (np.ones((16, 32, 3)), "expected at least"),
         (np.random.default_rng(0).uniform(0.5, 1, (64, 128, 3)), "no linear HDR picture"),
@@ -114,7 +117,28 @@ def test_pictures_that_cannot_teach_are_named_before_the_first_step(tmp_path, li
     write_hdr(tmp_path / "bad.exr", light)
     with pytest.raises(InputError, match=said) as error:
         find_sources(tmp_path)
-    assert "bad.exr" in str(error.value)
+    assert str(tmp_path / "bad.exr") in str(error.value)
+
+
+def test_a_photo_called_hdr_is_no_light(data, tmp_path):
+    (tmp_path / "bad.hdr").write_bytes((data / "photo.jpg").read_bytes())
+    with pytest.raises(InputError, match=r"bad\.hdr: holds a .* not linear light"):
+        find_sources(tmp_path)
+
+
+@pytest.mark.parametrize("head", ["File,Split", "file;split", "name,part", ""])
+def test_a_manifest_that_names_no_split_is_refused(data, tmp_path, head):
+    """Were it passed over, pictures that it keeps out would be trained on."""
+    (tmp_path / "photo.jpg").write_bytes((data / "photo.jpg").read_bytes())
+    (tmp_path / "MANIFEST.csv").write_text(f"{head}\nphoto.jpg,val\n")
+    with pytest.raises(InputError, match=r"its columns are .*; expected file and, to keep some out, split"):
+        training_pictures(tmp_path)
+
+
+def test_a_manifest_of_a_spreadsheet_is_read(data, tmp_path):
+    (tmp_path / "photo.jpg").write_bytes((data / "photo.jpg").read_bytes())
+    (tmp_path / "MANIFEST.csv").write_text("file,split\nphoto.jpg,val\n", encoding="utf-8-sig")
+    assert training_pictures(tmp_path) == ([], [])
 
 
 def test_broken_and_small_photos_and_empty_folders_are_named(tmp_path):
@@ -250,6 +274,8 @@ def test_average_precision_is_that_of_scikit_learn_by_hand():
     """Ranked right, wrong, right: precisions 1/1 and 2/3."""
     scores, wrong = torch.tensor([0.9, 0.8, 0.7, 0.1]), torch.tensor([1.0, 0.0, 1.0, 0.0])
     assert average_precision(scores, wrong) == pytest.approx((1 + 2 / 3) / 2)
+    if torch.cuda.is_available():
+        assert average_precision(scores.cuda(), wrong.cuda()) == pytest.approx((1 + 2 / 3) / 2)
     assert np.isnan(average_precision(scores, torch.zeros(4)))
 
 
@@ -315,8 +341,10 @@ def test_training_lowers_the_loss_and_the_mask_learns_where_it_errs(store, tmp_p
 
 def test_noise_is_learned_and_shipped_beside_its_regressor(store, tmp_path):
     loop.train(RECIPE, store, tmp_path / "r", workers=0, say=lambda _: None)
-    regressor = tmp_path / "r" / loop.WEIGHTS
     same_as = ("scenes", "batch", "crop_px", "check_scenes", "ema")
+    mask = replace(MASK, **{k: getattr(RECIPE, k) for k in same_as}, steps=2, save_every=2, shape=SMALL)
+    loop.train(mask, store, tmp_path / "m", start=tmp_path / "r" / loop.WEIGHTS, workers=0, say=lambda _: None)
+    regressor = tmp_path / "m" / loop.WEIGHTS
     recipe = replace(NOISE, **{k: getattr(RECIPE, k) for k in same_as}, steps=80, save_every=80, warm_up=10, rate=1e-2)
     with pytest.raises(InputError, match="beside a regressor: give its run or weights with --regressor"):
         loop.train(recipe, store, tmp_path / "whole", workers=0)
@@ -343,6 +371,63 @@ def test_noise_is_learned_and_shipped_beside_its_regressor(store, tmp_path):
     write_noise_reducer(whole, tmp_path / "other.safetensors", facts | {"guide": "0" * 16})
     with pytest.raises(InputError, match="trained beside another regressor"):
         ship(regressor, card, tmp_path / "other.safetensors")
+    with pytest.raises(InputError, match=r"has no trained mask \(steps: {'regressor': 8}\)"):
+        ship(tmp_path / "r" / loop.WEIGHTS, tmp_path / "unmasked.json")
+    assert not list(tmp_path.glob("unmasked*"))
+
+
+def test_a_regressor_that_goes_on_needs_its_mask_again(tmp_path):
+    """Its head was trained on features that are others now."""
+    write_weights(Regressor(SMALL), tmp_path / "w.safetensors", {"steps": {"regressor": 5, "mask": 5}})
+    assert begin(RECIPE, tmp_path / "w.safetensors").before["steps"] == {"regressor": 5}
+
+
+def test_weights_say_what_was_stopped_early_and_on_which_scenes(store, tmp_path):
+    loop.train(RECIPE, store, tmp_path, workers=0, say=lambda _: None, stop_after=4)
+    facts = read_weights(tmp_path / loop.WEIGHTS)[1]
+    assert facts["unfinished"] == {"regressor": "step 4 of 8"}
+    assert facts["scene_seed"] == store.seed
+    loop.train(RECIPE, store, tmp_path, workers=0, say=lambda _: None)
+    assert read_weights(tmp_path / loop.WEIGHTS)[1]["unfinished"] == {}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="nothing keeps two runs apart on Windows")
+def test_two_runs_do_not_write_into_one_folder(store, tmp_path):
+    with loop._alone(tmp_path), pytest.raises(InputError, match="another gmodiff train is writing there"):
+        loop.train(RECIPE, store, tmp_path, workers=0, say=lambda _: None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_log_loses_what_is_done_again(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "LOG_EVERY", 1)
+    loop.train(RECIPE, store, tmp_path, workers=0, say=lambda _: None, stop_after=4)
+    with (tmp_path / loop.LOG).open("a") as log:  # two steps more, and killed before the next checkpoint
+        log.write('{"step": 5, "loss": 1}\n{"step": 6, "lo')
+    loop.train(RECIPE, store, tmp_path, workers=0, say=lambda _: None)
+    lines = [json.loads(line) for line in (tmp_path / loop.LOG).read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+def test_in_training_an_estimate_is_held_as_the_pipeline_holds_it():
+    """A ramp of every code, the merge in the middle of each interval, estimates far off; near clipping, as much less."""
+    response, noise = CameraResponse.named("srgb"), NoiseModel()
+    codes = np.broadcast_to(np.arange(256, dtype=np.uint8)[None, :, None], (2, 256, 3)).copy()
+    merged = look_up(response.codes(codes.dtype), codes)
+    sigma = look_up(deviation_of_codes(response, noise, codes.dtype), codes)
+    far = (merged + np.array([[[0.3]], [[-0.3]]], np.float32)).astype(np.float32)
+
+    def planes(picture):
+        return torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1), np.float32))[None]
+
+    encoded = planes(codes / np.float32(255))
+    batch = {"merged": planes(merged), "sigma": planes(sigma), "encoded": encoded, "stops": torch.zeros(1, 2)}
+    assert np.allclose(unmeasured(encoded)[0, 0].numpy(), clipping_nearness(codes[..., 0] / 255), atol=1e-6)
+    wanted = constrain(far, codes, response, noise, merged=merged)
+    found = held_to_merge(planes(far), batch)[0].numpy().transpose(1, 2, 0)
+    measured = (clipping_nearness(codes[..., 0] / 255) == 0) & (codes[..., 0] > 8)  # in the black the interval ends at 0
+    assert measured.sum() > 400
+    assert np.allclose(found[measured], wanted[measured], atol=1e-6)
+    assert np.allclose(found[0, 255], far[0, 255])  # clipped: as free as it comes
 
 
 def doubt(network, batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -444,6 +529,8 @@ def test_what_goes_wrong_in_a_worker_is_one_line(data, tmp_path):
         (("--crop", "50"), "--crop 50: expected a multiple of 32"),
         (("--rate", "nan"), "--rate"),
         (("--from", "nowhere.safetensors"), "no weights there"),
+        (("--curves", "nowhere.json"), "--curves nowhere.json: there is no such file"),
+        (("--cache", __file__), "a file lies there, and scenes are kept in a folder"),
     ],
 )
 def test_bad_settings_are_one_line(data, cache, tmp_path, more, said):

@@ -206,7 +206,7 @@ def merge(
         given = {"--runtime": runtime != "auto", "--device": device != "auto", "--exact": exact,
                  "--estimate-size": estimate_size != "auto", "--tile": tile is not None, "--refine": refine > 0,
                  "--backbone": backbone is not None, "--weights": weights is not None, "--precision": precision != "auto",
-                 "--offload": offload != "auto"}  # fmt: skip
+                 "--offload": offload != "auto", "--keep-noise": keep_noise}  # fmt: skip
         refuse_idle(given)
     with _Reporter(quiet or as_json) as report:
         report("load", 0.0)
@@ -255,7 +255,7 @@ def _print_result(result: dict[str, Any], bracket: Bracket, verbose: bool) -> No
         size = Path(target).stat().st_size / 1e6
         scene = Path(target).suffix.lower() in (".exr", ".hdr", ".tif", ".tiff")
         holds = (
-            f"scene-linear, brightest {result['brightest_stops']:.1f} stops above the reference's white"
+            f"scene-linear, all but 0.01 % up to {result['brightest_stops']:.1f} stops above the reference's white"
             if scene
             else f"HDR shown up to {result['headroom_stops']:.1f} stops above SDR white"
         )

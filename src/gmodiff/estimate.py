@@ -49,11 +49,15 @@ INVENTED_GAIN = 0.06
 """A pixel that the reference did not measure counts as inferred where the network's own residual, which no frame accounts for, moves
 the network gain by more than this: 0.4 stops over a clipped reference."""
 
+REFINED_GAIN = 2 * INVENTED_GAIN
+"""What counts as the residual wherever the refiner added anything, however little: what it says is invention."""
+
 
 @dataclass(frozen=True)
 class Estimate:
     """radiance: (H, W, 3) float32, 1.0 = the reference's white.   degradation: (H, W) uint8, 0..255, how doubtful that is.
-    invented: (H, W) bool, where the network's residual says more than the frames. None where the model does not say.
+    invented: (H, W) bool, where the network's residual says more than the frames, or its refiner said anything. None where the model does
+    not say.
     everywhere: follow it where nothing moved too (`stillness`): of a model that is chosen for what it invents.
     noise_reducer: what reduces noise of the estimate once it is constrained (`noise_reduction`); None for nothing.
     network: name of the model, for what a file says of itself; None for what has none.   refine: strength, 0..1, of its refiner.
@@ -119,7 +123,8 @@ class Estimator:
         least = 2 * (self._halo_px + self.model.card.halo_px)
         if self.tile is not None and min(self.tile) < least:
             size = str(self.tile[0]) if self.tile[0] == self.tile[1] else f"{self.tile[1]}x{self.tile[0]}"
-            raise InputError(f"tile {size}: expected {least} pixels a side or more for model {self.model.card.name}")
+            refined = "" if self.refinement is None else ", refined"
+            raise InputError(f"tile {size}: expected {least} pixels a side or more for model {self.model.card.name}{refined}")
         if self.shrink is not None and self.shrink < 1:
             raise InputError(f"shrink {self.shrink}: expected 1 (full size) or more")
 
@@ -169,7 +174,7 @@ class Estimator:
                 residual[core] = said["residual"][0, 0][inner]
                 if added is not None:
                     change[core] += added[..., None]
-                    residual[core] += np.abs(added)
+                    residual[core] = np.where(added != 0, np.float32(REFINED_GAIN), residual[core])
                 mask.put(said["degradation"][0, 0], inner, core, rows)
         if progress is not None:
             progress(1.0)

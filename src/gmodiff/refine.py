@@ -2,8 +2,8 @@
 
 What the refiner says is used with care. Only detail is taken from it, and only of brightness: low frequencies and colour stay those of
 the estimate. It is blended in by the degradation mask, from the threshold on its card upwards, so that a tile without doubt is not even
-looked at and nothing changes there. What it adds counts as the network's own invention (`estimate.INVENTED_GAIN`), and like everything it
-is then confined to what the reference measured.
+looked at and nothing changes there. Where it adds anything and the reference did not measure, light counts as inferred
+(`estimate.REFINED_GAIN`), and like everything it is then confined to what the reference measured.
 """
 
 from __future__ import annotations

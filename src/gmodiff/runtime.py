@@ -247,6 +247,9 @@ def _card_path(name: str) -> Path:
         path = path.with_suffix(CARD_SUFFIX)
     if path.suffix == CARD_SUFFIX and path.is_file():
         return path
+    weights = Path(name)
+    if weights.is_file() and weights.suffix in (".onnx", ".safetensors"):
+        raise InputError(f"model {name!r}: weights without their card; expected {path.name} beside them (gmodiff train export writes it)")
     known = ", ".join([*(m for m in shipped_models() if not m.endswith(REFINER_SUFFIX)), FULL_MODEL, NO_MODEL])
     missing = "there is no such file; " if path.suffix == CARD_SUFFIX else ""
     raise InputError(f"model {name!r}: {missing}expected {known}, or the card (.json) of a model with its weights beside it")
@@ -351,10 +354,11 @@ class _OpenVINO(_Engine):
             raise _missing("openvino", "openvino") from None
         self.card = card
         self._device = "CPU" if device == "auto" else device.upper()
-        if self._device.split(".")[0] not in self._core.available_devices:
-            raise InputError(
-                f"device {device!r}: this OpenVINO has {', '.join(self._core.available_devices)}; try --runtime torch or onnxruntime"
-            )
+        there = self._core.available_devices
+        # Where there is more than one GPU they are listed as GPU.0 and GPU.1, and "GPU" means the first.
+        kinds = {d.split(".")[0] for d in there}
+        if self._device not in (*there, *kinds) and self._device.split(".")[0] not in there:
+            raise InputError(f"device {device!r}: this OpenVINO has {', '.join(there)}; try --runtime torch or onnxruntime")
         try:
             self._model = self._core.read_model(str(weights))
         except RuntimeError as error:
@@ -414,7 +418,8 @@ class _OnnxRuntime(_Engine):
         if not wanted:
             raise InputError(f"device {device!r}: this ONNX Runtime has {', '.join(p.removesuffix('ExecutionProvider') for p in there)}")
         try:
-            self._session = onnxruntime.InferenceSession(str(weights), options, providers=wanted)
+            chosen = [(p, {"use_tf32": "0"}) if p == "CUDAExecutionProvider" else p for p in wanted]  # float32 is what we say it is
+            self._session = onnxruntime.InferenceSession(str(weights), options, providers=chosen)
         except Exception as error:
             raise _not_loadable(weights, "ONNX Runtime", error) from None
         self._names = [o.name for o in self._session.get_outputs()]
@@ -460,7 +465,13 @@ class _Torch(_Engine):
         import torch
 
         given = {k: torch.from_numpy(np.ascontiguousarray(v)).to(self._device) for k, v in inputs.items()}
-        with _memory_errors(), torch.no_grad(), torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
+        with (
+            _memory_errors(),
+            torch.no_grad(),
+            torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast),
+            # Otherwise convolutions in float32 keep 10 bits of every factor (TF32), and algorithms are chosen by the clock.
+            torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
+        ):
             found = self._network.by_name(given)
         return {k: v.float().cpu().numpy() for k, v in found.items()}
 

@@ -269,7 +269,7 @@ def _settings(*, no_align: bool, **options: Any) -> Settings:
     if model == FULL_MODEL:
         raise InputError(f"--model {model}: needs its weights named; give the card that gmodiff convert --fold-lora makes of them")
     if model == NO_MODEL:
-        refuse_idle({"--refine": options["refine"] > 0})
+        refuse_idle({"--refine": options["refine"] > 0, "--keep-noise": options["keep_noise"]})
     weights = "" if model == NO_MODEL else load_card(model).fingerprint
     if options["refine"]:
         weights += f"+{refiner_card(model).fingerprint}"

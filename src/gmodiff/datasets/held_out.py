@@ -72,7 +72,12 @@ def _not_for_training(manifest: Path) -> set[str]:
     if not manifest.is_file():
         return set()
     try:
-        with manifest.open(newline="") as stream:
-            return {row["file"] for row in csv.DictReader(stream) if (row.get("split") or "train") != "train"}
-    except (OSError, KeyError, ValueError, csv.Error) as error:
-        raise InputError(f"{manifest}: not a table with the columns file and split ({type(error).__name__}: {error})") from None
+        with manifest.open(newline="", encoding="utf-8-sig") as stream:  # spreadsheets put a byte order mark in front
+            rows = csv.DictReader(stream)
+            columns = rows.fieldnames or []
+            if "file" in columns:
+                return {row["file"] for row in rows if (row.get("split") or "train") != "train"}
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(f"{manifest}: cannot be read ({error}); expected a table with the columns file and split") from None
+    # Were it passed over, what it keeps out would be trained on.
+    raise InputError(f"{manifest}: its columns are {', '.join(columns) or 'none'}; expected file and, to keep some out, split, with commas")

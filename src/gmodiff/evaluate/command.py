@@ -22,7 +22,8 @@ SOME_FAILED = 1
               help="What to measure; may be repeated. Default: every method (see --list-methods). saved:FOLDER reads outputs "
                    "FOLDER/SCENE.exr (.hdr .npy .tif) in which 1.0 is the white of the short frame; "
                    "saved:FOLDER@reference: of the reference; saved:FOLDER@fit: unknown. model:CARD.json runs a network "
-                   "(model:CARD.json@auto: with the response fitted). OURS=saved:FOLDER calls it OURS.")  # fmt: skip
+                   "(model:CARD.json@auto: with the response fitted; @refine: refined; @exact: in float32). "
+                   "OURS=saved:FOLDER calls it OURS.")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False), default=Path("results"), show_default=True,
               metavar="FOLDER", help="Rows, tables, plots and pictures go here.")  # fmt: skip
 @click.option("--data", type=click.Path(path_type=Path), metavar="FOLDER", help="Where the pictures of a set file are.")

@@ -53,9 +53,10 @@ class Method:
 
 
 def method(name: str) -> Method:
-    """A method by name: one of METHODS, saved:FOLDER, model:CARD, model:CARD@auto or model:CARD@refine, or SHOWN= before either.
+    """A method by name: one of METHODS, saved:FOLDER, model:CARD, model:CARD@HOW, or SHOWN= before either.
 
-    model: a network by the path of its card; auto: the response fitted; refine: its refiner at full strength.   SHOWN: what tables call it.
+    model: a network by the path of its card.   HOW: auto: the response fitted; refine: its refiner at full strength; exact: in float32
+    throughout.   SHOWN: what tables call it.
 
     Raises InputError for other names, and for a folder or card that is not there.
     """
@@ -64,8 +65,8 @@ def method(name: str) -> Method:
     shown, found, card = name.partition("model:")
     if found and card and (not shown or _is_label(shown)):
         path, _, how = card.partition("@")
-        if how not in ("", "auto", "refine"):
-            raise InputError(f"method {name!r}: after @ expected auto or refine")
+        if how not in ("", "auto", "refine", "exact"):
+            raise InputError(f"method {name!r}: after @ expected auto, refine or exact")
         load_card(path)
         return _learned(shown.removesuffix("=") or name, path, how, f"the network of {path}")
     shown, found, _ = name.partition("saved:")
@@ -109,8 +110,8 @@ def _as_fitted(bracket: Bracket) -> Bracket:
 
 
 @lru_cache(maxsize=2)
-def _model(card: str) -> Model:
-    return load_model(card)
+def _model(card: str, exact: bool = False) -> Model:
+    return load_model(card, exact=exact)
 
 
 @lru_cache(maxsize=2)
@@ -119,10 +120,10 @@ def _refined_model(card: str) -> Estimator:
 
 
 def _learned(name: str, card: str, how: str, about: str) -> Method:
-    """how: "", "auto" or "refine", see `method`."""
+    """how: see `method`."""
 
     def prepared() -> Model | Estimator:
-        return _refined_model(card) if how == "refine" else _model(card)
+        return _refined_model(card) if how == "refine" else _model(card, how == "exact")
 
     def run(scene: Scene) -> F32:
         return reconstruct_radiance(_as_fitted(scene.bracket) if how == "auto" else scene.bracket, prepared()).radiance

@@ -21,7 +21,7 @@ FIRST_BETA, LAST_BETA = 0.00085, 0.012
 
 
 @lru_cache(maxsize=4)
-def kept(first_beta: float = FIRST_BETA, last_beta: float = LAST_BETA, steps: int = STEPS) -> tuple[float, ...]:
+def alphas_cumprod(first_beta: float = FIRST_BETA, last_beta: float = LAST_BETA, steps: int = STEPS) -> tuple[float, ...]:
     """`steps` values: the share abar of a latent's variance that is not noise yet (Ho et al. 2020, equation 4)."""
     first, last = math.sqrt(first_beta), math.sqrt(last_beta)
     left, found = 1.0, []
@@ -31,23 +31,23 @@ def kept(first_beta: float = FIRST_BETA, last_beta: float = LAST_BETA, steps: in
     return tuple(found)
 
 
-def without_noise(latent: Tensor, noise: Tensor, abar: float) -> Tensor:
+def predicted_x0(latent: Tensor, noise: Tensor, abar: float) -> Tensor:
     """x0 = (z - sqrt(1 - abar) eps) / sqrt(abar) (Ho et al. 2020, equation 4 solved for x0)."""
     return (latent - math.sqrt(1 - abar) * noise) / math.sqrt(abar)
 
 
-def noised(latent: Tensor, noise: Tensor, step: Tensor) -> Tensor:
+def add_noise(latent: Tensor, noise: Tensor, step: Tensor) -> Tensor:
     """sqrt(abar) x0 + sqrt(1 - abar) eps (Ho et al. 2020, equation 4). latent, noise: (B, C, h, w).   step: (B,)."""
-    abar = torch.tensor(kept(), device=latent.device)[step][:, None, None, None]
+    abar = torch.tensor(alphas_cumprod(), device=latent.device)[step][:, None, None, None]
     return abar.sqrt() * latent + (1 - abar).sqrt() * noise
 
 
-def denoised(latent: Tensor, noise: Tensor, step: int) -> Tensor:
-    """`without_noise` at a step of our own schedule: the one step (paper section 3.4), and part of every other."""
-    return without_noise(latent, noise, kept()[step])
+def x0_at(latent: Tensor, noise: Tensor, step: int) -> Tensor:
+    """`predicted_x0` at a step of our own schedule: the one step (paper section 3.4), and part of every other."""
+    return predicted_x0(latent, noise, alphas_cumprod()[step])
 
 
-def from_noise(predict: Callable[[Tensor, int], Tensor], start: Tensor, steps: int = 50) -> Tensor:
+def ddim_sample(predict: Callable[[Tensor, int], Tensor], start: Tensor, steps: int = 50) -> Tensor:
     """DDIM without randomness (Song et al. 2021, equation 12, sigma 0) from pure noise.
 
     predict: (latent, step) to the noise in it.   start: (B, C, h, w) of unit variance.
@@ -58,6 +58,6 @@ def from_noise(predict: Callable[[Tensor, int], Tensor], start: Tensor, steps: i
     latent = start
     for here, there in pairwise(order):
         noise = predict(latent, here)
-        abar = kept()[there]
-        latent = math.sqrt(abar) * denoised(latent, noise, here) + math.sqrt(1 - abar) * noise
-    return denoised(latent, predict(latent, order[-1]), order[-1])
+        abar = alphas_cumprod()[there]
+        latent = math.sqrt(abar) * x0_at(latent, noise, here) + math.sqrt(1 - abar) * noise
+    return x0_at(latent, predict(latent, order[-1]), order[-1])

@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from gmodiff.model.autoencoder import Autoencoder, AutoencoderShape, Gating, Skips
 from gmodiff.model.denoiser import Denoiser, DenoiserShape
-from gmodiff.model.diffusion import ONE_STEP_AT, denoised, from_noise
+from gmodiff.model.diffusion import ONE_STEP_AT, ddim_sample, x0_at
 from gmodiff.model.weights import read_network, write_tensors
 
 FORMAT = "gmodiff-refiner-1"
@@ -46,8 +46,8 @@ class Refiner(nn.Module):
     def forward(self, gain: Tensor, short: Tensor, mask: Tensor, context: Sequence[Tensor]) -> Tensor:
         """The refined network gain (B, 3, H, W), not cut, not yet blended or constrained.
 
-        gain: (B, 3, H, W) network gain of the estimate, H and W multiples of STRIDE.   short: (B, 3, H, W), 0..1, the square root of the
-        shortest frame's linear light, aligned.   mask: (B, 1, H / 4, W / 4), 0..1.   context: `Estimate.context`.
+        gain: (B, 3, H, W) network gain of the estimate, H and W multiples of 32 (`regressor.STRIDE`).   short: (B, 3, H, W), 0..1,
+        the square root of the shortest frame's linear light, aligned.   mask: (B, 1, H / 4, W / 4), 0..1.   context: `Estimate.context`.
         """
         return self.refine(gain, short, mask, context)
 
@@ -82,7 +82,7 @@ class Refiner(nn.Module):
             return predicted
 
         start = latent if noise is None else noise
-        clean = denoised(start, predict(start, ONE_STEP_AT), ONE_STEP_AT) if steps == 1 else from_noise(predict, start, steps)
+        clean = x0_at(start, predict(start, ONE_STEP_AT), ONE_STEP_AT) if steps == 1 else ddim_sample(predict, start, steps)
         beside = skips if skipped else None
         return gain + self.decoded(clean, beside, context[0], small) - self.decoded(latent, beside, context[0], small)
 

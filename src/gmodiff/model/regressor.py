@@ -40,7 +40,11 @@ HALO_PX = 96
 """How far around a pixel the network sees, as far as it matters (tests/test_regressor.py, on the shipped weights); a multiple of STRIDE."""
 
 _CLIPPED_PRIOR, _MERGED_PRIOR = 8.0, 2.0
-"""Logits by which a sample of a clipped or uncovered pixel starts behind, and the classical merge ahead."""
+"""Logits by which a sample of a clipped or uncovered pixel starts behind (a share of e**-8, a thousandth of what training has to undo),
+and the classical merge ahead (untrained, it has 71 % beside three frames). Chosen, not tuned; weights are trained with them."""
+_CLIPPING_FROM, _CLIPPING_OVER = 0.92, 0.06
+"""Square root of linear light from which a sample counts as clipping, and over which it comes to count wholly: near the end of every
+response, in the only encoding that does not depend on the camera."""
 
 
 @dataclass(frozen=True)
@@ -206,7 +210,7 @@ class Regressor(nn.Module):
         trunk = self.from_trunk(trunk)
         hidden = torch.cat([trunk + self.from_reference(reference), beside(trunk, supports) + self.from_support(support)])
         logits = functional.pixel_shuffle(self.weigh_frame(functional.leaky_relu(hidden, 0.1)), fold)
-        logits = logits - _CLIPPED_PRIOR * (((code.amax(dim=1, keepdim=True) - 0.92) / 0.06).clamp(0, 1) + 1 - coverage)
+        logits = logits - _CLIPPED_PRIOR * (_clipping(code) + 1 - coverage)
         lead = functional.pixel_shuffle(self.weigh_merged(functional.leaky_relu(trunk, 0.1)), fold) + _MERGED_PRIOR
         # A softmax over the frames and the merge, whose own difference to itself is 0.
         most = torch.maximum(beside.largest(logits), lead)
@@ -231,6 +235,11 @@ class Regressor(nn.Module):
         parts = [functional.interpolate(conv(s), seen[0].shape[-2:], mode="bilinear") for conv, s in zip(self.mask_in, seen, strict=True)]
         logits: Tensor = self.mask_out(self.mask_head(torch.cat(parts, dim=1)))
         return logits
+
+
+def _clipping(code: Tensor) -> Tensor:
+    """(N, 1, H, W), 0..1: how near to clipping the brightest of three channels is. code: (N, 3, H, W) square root of linear light."""
+    return ((code.amax(dim=1, keepdim=True) - _CLIPPING_FROM) / _CLIPPING_OVER).clamp(0, 1)
 
 
 def full_gain(change: Tensor, merged: Tensor, stops: Tensor, encoded: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from gmodiff.errors import FileFormatError
 from gmodiff.model.dareg import STRIDE, DaReg, DaRegShape, network_input
-from gmodiff.model.diffusion import ONE_STEP_AT, STEPS, kept, without_noise
+from gmodiff.model.diffusion import ONE_STEP_AT, STEPS, alphas_cumprod, predicted_x0
 from gmodiff.model.released import UNUSED, Released, Weights, account, check_whole, folded_part
 from gmodiff.model.sd21_backbone import LATENT_CHANNELS, Backbone, model_classes
 
@@ -60,11 +60,11 @@ class OneStep:
         if steps != STEPS:
             raise ValueError(f"num_train_timesteps is {steps}, expected {STEPS}")
         self.timestep = timestep
-        self.alpha_bar = kept(float(scheduler["beta_start"]), float(scheduler["beta_end"]), STEPS)[timestep]
+        self.alpha_bar = alphas_cumprod(float(scheduler["beta_start"]), float(scheduler["beta_end"]), STEPS)[timestep]
 
     def x0(self, z: Tensor, eps: Tensor) -> Tensor:
         """The latent that z is a noisy version of, if eps is its noise."""
-        return without_noise(z, eps, self.alpha_bar)
+        return predicted_x0(z, eps, self.alpha_bar)
 
 
 class Context(nn.Module):

@@ -95,11 +95,25 @@ def read_tensors(path: Path, wanted: str) -> tuple[dict[str, Tensor], dict[str, 
                 raise FileFormatError(f"{path}: {_kind(header.get('format'))}, expected {_kind(wanted)}")
             return {k: stored.get_tensor(k).float() for k in stored.keys()}, header  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise FileFormatError(f"{path}: not a weights file ({str(error).splitlines()[0]})") from None
+        raise FileFormatError(
+            f"{path}: not a weights file ({str(error).splitlines()[0]}); expected .safetensors as gmodiff train writes them"
+        ) from None
+
+
+def stored_format(path: Path) -> str | None:
+    """The format that a weights file says it has; None where it says none or cannot be read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as stored:
+            return (stored.metadata() or {}).get("format")
+    except (OSError, SafetensorError):
+        return None
 
 
 def _kind(written: str | None) -> str:
     """What a format is of, in words: "gmodiff-refiner-1" is a refiner's."""
     if written is None or not written.startswith("gmodiff-"):
         return "weights of another program"
-    return f"weights of a {written.removeprefix('gmodiff-').rpartition('-')[0]} ({written})"
+    kind = written.removeprefix("gmodiff-").rpartition("-")[0]
+    return f"weights of a {'noise reducer' if kind == 'noise' else kind} ({written})"

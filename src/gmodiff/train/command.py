@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from gmodiff.errors import InputError, MissingDependencyError
+from gmodiff.errors import FileFormatError, InputError, MissingDependencyError
 
 if TYPE_CHECKING:
     from gmodiff.train.recipes import Recipe
@@ -207,7 +208,12 @@ def _run(
         click.echo(f"third term of the loss: {given['perceptual']}", err=True)
     recipe = replace(RECIPES[stage], bf16=bf16, **given)
     recipe = replace(recipe, warm_up=min(recipe.warm_up, max(1, recipe.steps // 10)))
+    for option, folder, reason in (("--out", out, "a run is a folder"), ("--cache", cache, "scenes are kept in a folder")):
+        if folder is not None and folder.exists() and not folder.is_dir():
+            raise InputError(f"{option} {folder}: a file lies there, and {reason}; give another name")
     start, regressor = _weights_file("--from", start), _weights_file("--regressor", regressor)
+    for given_as in (start, regressor):
+        _note_unfinished(given_as, but=stage)
     if stage in BESIDE_REGRESSOR:
         regressor_of(stage, regressor)  # before every picture is looked at
     holds_regressor = stage in ("mask", "sd21-mask") or (stage == "sd21-onestep" and regressor is None)
@@ -252,7 +258,7 @@ def _weights_file(option: str, given: Path | None) -> Path | None:
 
 
 def _scene_seed(recipe: Recipe, regressor: Path | None) -> int:
-    """Every later stage learns on the scenes of the regressor it belongs to; the autoencoder, which has none, on the recipe's."""
+    """Every later stage learns on the scenes of the regressor it belongs to; the autoencoder, which has none, on those of REGRESSOR."""
     from gmodiff.model.sd21_files import read_facts
     from gmodiff.model.weights import read_weights
     from gmodiff.train.recipes import REGRESSOR
@@ -262,7 +268,19 @@ def _scene_seed(recipe: Recipe, regressor: Path | None) -> int:
     if regressor is None or (recipe.full_size and regressor.suffix != ".safetensors"):
         return REGRESSOR.seed  # a released file says nothing of itself
     facts = read_facts(regressor) if recipe.full_size else read_weights(regressor)[1]
-    return int(facts.get("recipe", {}).get("seed", REGRESSOR.seed))
+    return int(facts.get("scene_seed", facts.get("recipe", {}).get("seed", REGRESSOR.seed)))  # older files have the first run's alone
+
+
+def _note_unfinished(weights: Path | None, but: str | None = None) -> None:
+    """A word about stages of a weights file that were stopped early. but: a stage that now goes on, of which nothing is said."""
+    from gmodiff.model.sd21_files import read_facts
+
+    facts: dict[str, Any] = {}
+    with suppress(FileFormatError):  # said better by who reads the weights
+        facts = read_facts(weights) if weights is not None and weights.suffix == ".safetensors" else facts
+    for stage, where in facts.get("unfinished", {}).items():
+        if stage != but:
+            click.echo(f"note: {stage} of {weights} was stopped at {where}", err=True)
 
 
 def _need_torch() -> None:
@@ -311,6 +329,7 @@ def export(start: Path, output: Path, noise: Path | None, guide: Path | None, th
 
     weights = _weights_file("--from", start)
     assert weights is not None
+    _note_unfinished(weights)
     threshold = THRESHOLD if threshold is None else threshold
     paths = (
         ship(weights, output, _weights_file("--noise", noise))

@@ -13,7 +13,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -105,9 +105,34 @@ def train(
     team = Team.join()
     try:
         stage = begin(recipe, start, regressor, backbone)
-        return _train(team, stage, store, out, _given(store, start, regressor) | dict(stage.rests_on), workers, say, stop_after)
+        with _alone(out) if team.leads else nullcontext():
+            return _train(team, stage, store, out, _given(store, start, regressor) | dict(stage.rests_on), workers, say, stop_after)
     finally:
         team.leave()
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """The run's folder, held by this process alone; the system lets go of it whatever ends the process."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        held = os.open(out, os.O_RDONLY) if os.name != "nt" else None  # Windows: nothing keeps two runs apart
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be written ({error.strerror}); give another --out") from None
+    if held is None:
+        yield
+        return
+    import fcntl
+
+    try:
+        with suppress(OSError):  # a network disk without locks
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(f"{out}: another gmodiff train is writing there; wait for it, or give another --out") from None
+        yield
+    finally:
+        os.close(held)
 
 
 def _given(store: SceneStore, start: Path | None, regressor: Path | None) -> dict[str, str]:
@@ -154,11 +179,7 @@ def _train(
         worker_init_fn=_one_thread,
         multiprocessing_context="spawn" if workers else None,
     )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        log = _Log(out / LOG, first, team.leads)
-    except OSError as error:
-        raise OutputError(f"{out}: cannot be written ({error.strerror}); give another --out") from None
+    log = _Log(out / LOG, first, team.leads)
     forward = team.wrap(stage)
     began = time.monotonic() - spent
     overflowed = 0
@@ -192,10 +213,10 @@ def _train(
             checked = check(stage, store, averaged)
             log.check(done, checked, time.monotonic() - began)
             say(f"step {done}/{recipe.steps}: " + ", ".join(f"{k} {v:.4g}" for k, v in checked.items()))
-            _save(out, stage, optimiser, averaged, done, time.monotonic() - began, inputs)
+            _save(out, stage, optimiser, averaged, done, time.monotonic() - began, inputs, store.seed)
             plot_log(out / LOG, out / PLOT)
     if team.leads and not steps and not (out / WEIGHTS).is_file():
-        _save_weights(out, stage, averaged, first, spent)
+        _save_weights(out, stage, averaged, first, spent, store.seed)
     return out / WEIGHTS if team.leads else None
 
 
@@ -264,9 +285,10 @@ def _save(
     step: int,
     spent: float,
     inputs: dict[str, str],
+    scene_seed: int,
 ) -> None:
     # The weights first: a kill in between leaves a checkpoint from which they are made again.
-    _save_weights(out, stage, averaged, step, spent)
+    _save_weights(out, stage, averaged, step, spent, scene_seed)
     state = {
         "recipe": json.dumps(stage.recipe.as_dict() | inputs, sort_keys=True),
         "step": step,
@@ -281,12 +303,17 @@ def _save(
         os.fsync(stream.fileno())
 
 
-def _save_weights(out: Path, stage: Stage, averaged: dict[str, Tensor], step: int, spent: float) -> None:
+def _save_weights(out: Path, stage: Stage, averaged: dict[str, Tensor], step: int, spent: float, scene_seed: int) -> None:
     recipe, before = stage.recipe, stage.before
+    unfinished = {k: v for k, v in before.get("unfinished", {}).items() if k != recipe.stage}
+    if step < recipe.steps:
+        unfinished[recipe.stage] = f"step {step} of {recipe.steps}"
     facts = {
+        "unfinished": unfinished,
+        "scene_seed": scene_seed,
         "steps": _added(before.get("steps", {}), recipe.stage, step),
         "spent": _added(before.get("spent", {}), recipe.stage, round(spent)),
-        "recipe": before.get("recipe", recipe.as_dict()),  # the first: scenes have its seed
+        "recipe": before.get("recipe", recipe.as_dict()),  # the first
         "recipes": before.get("recipes", {}) | {recipe.stage: recipe.as_dict()},
         "data": before.get("data", {}) | {recipe.stage: recipe.data},
         "hardware": before.get("hardware", {}) | {recipe.stage: recipe.hardware},

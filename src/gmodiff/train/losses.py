@@ -197,7 +197,7 @@ def mask_loss(logits: Tensor, wrong: Tensor) -> Tensor:
 def average_precision(scores: Tensor, wrong: Tensor) -> float:
     """Area under precision over recall, pixels ranked by score; NaN where nothing is wrong."""
     order = scores.flatten().argsort(descending=True, stable=True)
-    hits = wrong.flatten()[order].double()
+    hits = wrong.flatten()[order].cpu().double()  # not every device has double precision
     if not hits.any():
         return float("nan")
     precision = hits.cumsum(0) / torch.arange(1, len(hits) + 1, dtype=torch.float64)

@@ -1,7 +1,7 @@
 """What networks are trained on: simulated brackets, aligned and merged by the same code that users run.
 
 A scene is drawn from (seed, number) alone, so that any machine renders the same one in any order, and a run can go on where it was
-killed. Rendering costs about a second; a cache folder keeps what was rendered.
+killed. Rendering costs about three seconds; a cache folder keeps what was rendered.
 """
 
 from __future__ import annotations
@@ -75,6 +75,8 @@ def find_sources(data: Path, curves: Path | None = None) -> Sources:
     if not hdr and not photos:
         raise InputError(f"{data} holds no HDR picture (.hdr, .exr) and no photo (.jpg, .png) to train on, in it or one folder below")
     plain = [CameraResponse.named(n) for n in ("srgb", "srgb", "gamma1.8", "gamma2.0", "gamma2.2", "gamma2.4")]
+    if curves is not None and not curves.is_file():
+        raise InputError(f"--curves {curves}: there is no such file; leave it out to use responses/curves.json in --data, if it is there")
     where = data / "responses" / "curves.json" if curves is None else curves
     measured = [measured_response(where, c) for c in known_cameras(where) if c not in TEST_CAMERAS] if where.is_file() else []
     return Sources(tuple(hdr), tuple(photos), tuple(plain + measured))
@@ -82,15 +84,17 @@ def find_sources(data: Path, curves: Path | None = None) -> Sources:
 
 def _check_hdr(path: Path) -> None:
     try:
-        light = read(path).radiance
+        picture = read(path)
     except GMODiffError as error:
-        raise InputError(f"{error}; take it out of the training data") from None
+        raise InputError(f"{path}: {str(error).removeprefix(f'{path.name}: ')}; take it out of the training data") from None
+    light = picture.radiance
     height, width = light.shape[:2]
-    broken = int((~np.isfinite(light)).sum())
-    if broken > light.size // 1000 or float(np.nanmax(light)) <= 0:
-        raise InputError(
-            f"{path}: not a picture of light ({broken} values are not finite, the largest is {np.nanmax(light):g}); take it out"
-        )
+    if picture.content != "scene":
+        raise InputError(f"{path}: holds a {picture.metadata['format'] or 'photo'}, not linear light; take it out")
+    broken = [note for note in picture.metadata["notes"] if "NaN" in note]  # the reader puts something in their place
+    if broken or float(light.max()) <= 0:
+        why = broken[0].partition(";")[0] if broken else "it is black all over"
+        raise InputError(f"{path}: not a picture of light ({why}); take it out")
     if min(height, width) < LEAST_HDR_PX or (width != 2 * height and min(height, width) < SIZE_PX + 2 * MARGIN_PX):
         wanted = f"{SIZE_PX + 2 * MARGIN_PX} a side, or a panorama twice as wide as high of {LEAST_HDR_PX} rows"
         raise InputError(f"{path} is {width}x{height} pixels, expected at least {wanted}; take it out")

@@ -15,9 +15,10 @@ from gmodiff.evaluate.rows import Row, latest, read_rows
 from gmodiff.model.export import export_onnx
 from gmodiff.model.noise_reducer import NOISE_HALO_PX, NoiseReducer, read_noise_reducer, write_noise_reducer
 from gmodiff.model.on_arrays import OnArrays
+from gmodiff.model.refiner import FORMAT as REFINER_FORMAT
 from gmodiff.model.refiner import REFINER_HALO_PX, read_refiner, write_refiner
 from gmodiff.model.regressor import GAIN_LIMIT, HALO_PX, MAX_FRAMES, STRIDE
-from gmodiff.model.weights import digest, read_weights, write_weights
+from gmodiff.model.weights import digest, read_weights, stored_format, write_weights
 from gmodiff.runtime import CARD_FORMAT, NOISE_SUFFIX, REFINER_ANSWER, Card, sha256
 from gmodiff.writer import replacing
 
@@ -31,8 +32,12 @@ def ship(weights: Path, card: Path, noise: Path | None = None) -> list[Path]:
     """Write card, card.onnx and card.safetensors of a regressor, and where there is one the same two of the noise reducer beside it;
     returns what was written, the card first. The card has no scores yet: see `add_scores`.
     """
+    if stored_format(weights) == REFINER_FORMAT:
+        raise InputError(f"{weights} holds a refiner: give the card of the regressor it was trained beside with --guide")
     network, facts = read_weights(weights)
     _refuse_broken(weights, network)
+    if not facts.get("steps", {"mask": 1}).get("mask"):  # files without a history are as they are
+        raise InputError(f"{weights} has no trained mask (steps: {facts['steps']}): gmodiff train mask makes it")
     if noise is not None:
         _check_noise(noise, digest(network))  # before anything is written
     single = card.with_suffix(".safetensors")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from gmodiff.errors import InputError
 from gmodiff.model.autoencoder import LATENT_FOLD, Skips
-from gmodiff.model.diffusion import ONE_STEP_AT, STEPS, denoised, noised
+from gmodiff.model.diffusion import ONE_STEP_AT, STEPS, add_noise, x0_at
 from gmodiff.model.noise_reducer import NoiseReducer, read_noise_reducer, write_noise_reducer
 from gmodiff.model.refiner import Refiner, read_refiner, write_refiner
 from gmodiff.model.regressor import GAIN_LIMIT, Estimate, Regressor, full_gain, mu_gain, radiance_from_mu_gain
@@ -121,6 +121,8 @@ def begin(recipe: Recipe, start: Path | None, regressor: Path | None = None, bac
             raise InputError("the mask is trained on a finished regressor: give its run or weights with --from")
         if start is not None and network.shape != recipe.shape:
             raise InputError(f"{start} holds a network of another shape ({network.shape.as_dict()}) than the recipe trains")
+        if recipe.stage == "regressor":
+            before = _without(before, "mask")  # whose head was trained on features that now change
         return (MaskStage if recipe.stage == "mask" else EstimateStage)(recipe, before, network)
     if recipe.stage == "noise":
         reducer, before = (NoiseReducer(recipe.noise), {}) if start is None else read_noise_reducer(start)
@@ -183,6 +185,9 @@ def relative(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
 def held_to_merge(free: Tensor, batch: Batch) -> Tensor:
     """(B, 3, H, W) radiance relative to the short frame's white, held as `provenance.constrain` holds an estimate: within the leeway of the
     merge, the less so the nearer to clipping the reference is.
+
+    What else the pipeline does to an estimate is not in it, and so not in losses, targets and checks: it is given up where nothing nearby
+    moved, and bounded above where nothing measured (`stillness`); and clamped to the reference's interval.
     """
     _, merged, leeway = relative(batch)
     held = free.clamp(merged - leeway, merged + leeway)
@@ -204,15 +209,15 @@ class EstimateStage(Stage):
         return self.network.estimate_parameters()
 
     def forward(self, batch: Batch, step: int) -> tuple[Tensor, Parts]:
-        """See `Stage`. What the pipeline makes of the estimate counts most; the rest has to be learned too, lest it drift: where it is held
-        at the end of its leeway, only that says which way back.
+        """See `Stage`. The estimate held to the merge counts most; the rest has to be learned too, lest it drift: where it is held at the
+        end of its leeway, only that says which way back.
         """
         whole, held, _ = self._estimate(batch)
         (by_whole, _), (by_held, parts) = (estimate_loss(g, batch["truth"], batch["encoded"]) for g in (whole, held))
         return (1 - HELD_SHARE) * by_whole + HELD_SHARE * by_held, parts
 
     def check(self, batch: Batch) -> dict[str, float]:
-        """PSNR-mu of the estimate as the pipeline uses it, and of the classical merge."""
+        """PSNR-mu of the estimate held to the merge, and of the merge."""
         _, gain, _ = self._estimate(batch)
         white = 2.0 ** float(batch["stops"].min())
         estimated = radiance_from_mu_gain(gain, batch["encoded"])
@@ -465,7 +470,7 @@ class PriorStage(_Guided):
         with_context = guided.float()[:, None, None, None]
         context = [c * with_context for c in known.context]
         with self._autocast(known.latent.device):
-            predicted = self.refiner.denoiser(noised(known.latent, noise, at), known.condition, known.mask, context, at)
+            predicted = self.refiner.denoiser(add_noise(known.latent, noise, at), known.condition, known.mask, context, at)
         return nn.functional.mse_loss(predicted.float(), noise)
 
 
@@ -519,6 +524,6 @@ class OneStepStage(_Guided):
             noise = self.refiner.denoiser(
                 latent, condition, small, found.context, torch.full((len(gain),), ONE_STEP_AT, device=gain.device)
             )
-        clean, context = denoised(latent, noise.float(), ONE_STEP_AT), found.context[0].float()
+        clean, context = x0_at(latent, noise.float(), ONE_STEP_AT), found.context[0].float()
         before, after = (self.refiner.decoded(x, skips, context, small) for x in (latent, clean))
         return gain, mask, gain + after - before
