@@ -106,7 +106,7 @@ class InPlace(Refinement):
 
 
 class OfLight(InPlace):
-    """A refinement on radiance in the mu-law domain, as `train.stages.light` has it, whose change is put on the estimate's gain."""
+    """A refinement on radiance in the mu-law domain, as `train.refiner_stages.light` has it, whose change is put on the estimate's gain."""
 
     def answer(self, square: Mapping[str, F32], inputs: Mapping[str, Any], around: tuple[slice, slice]) -> F32:
         """See `Refinement.answer`."""

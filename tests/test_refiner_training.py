@@ -23,8 +23,9 @@ from gmodiff.train import loop
 from gmodiff.train.crops import Batches
 from gmodiff.train.losses import as_used
 from gmodiff.train.recipes import RECIPES
+from gmodiff.train.refiner_stages import short_frame
 from gmodiff.train.shipping import ship, ship_refiner
-from gmodiff.train.stages import begin, short_frame
+from gmodiff.train.stages import begin
 from gmodiff.upsampling import enlarged_rows
 from refiner_shapes import SMALL
 

@@ -29,9 +29,11 @@ from gmodiff.train import loop
 from gmodiff.train.crops import PER_FRAME, Batches, Place, cut, stack
 from gmodiff.train.losses import average_precision, errs, estimate_loss, full_size, unmeasured
 from gmodiff.train.recipes import MASK, NOISE, REGRESSOR
+from gmodiff.train.regressor_stages import held_to_merge
 from gmodiff.train.scenes import SceneStore, TrainingScene, draw, find_sources, render, simulated
 from gmodiff.train.shipping import ship
-from gmodiff.train.stages import INPUTS, begin, held_to_merge
+from gmodiff.train.stage import INPUTS
+from gmodiff.train.stages import begin
 from training_pictures import write_hdr
 
 SETS = Path(__file__).parent.parent / "benchmarks" / "sets"

@@ -47,7 +47,7 @@ from gmodiff.model.sd21_files import read_adapters, save_adapters
 from gmodiff.train.crops import Batch
 from gmodiff.train.losses import ERROR_ABSOLUTE, PAPER_LUMINANCE, average_precision, compress, mask_loss, psnr_mu, pyramid_loss
 from gmodiff.train.recipes import Recipe
-from gmodiff.train.stages import Parts, Stage
+from gmodiff.train.stage import Parts, Stage
 from gmodiff.writer import replacing
 
 WITHOUT_ADAPTERS = ("time_emb", "post_quant_conv")

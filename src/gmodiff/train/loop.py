@@ -28,7 +28,8 @@ from gmodiff.train.crops import Batch, Batches, check_scene
 from gmodiff.train.plot import plot_log
 from gmodiff.train.recipes import Recipe
 from gmodiff.train.scenes import SceneStore
-from gmodiff.train.stages import Stage, begin
+from gmodiff.train.stage import Stage
+from gmodiff.train.stages import begin
 from gmodiff.writer import replacing
 
 MOST_OVERFLOWS = 20
