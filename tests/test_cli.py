@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -139,10 +140,20 @@ def test_a_network_that_cannot_run_is_one_line(jpegs, tmp_path, capsys, options,
 def test_models_are_described(capsys):
     code, out, _ = run(["models"], capsys)
     assert code == 0
-    assert out.startswith("compact: ")
+    assert re.match(r"compact [0-9a-f]{16}: ", out)
     assert "licence Apache-2.0" in out
     code, out, _ = run(["models", "--json"], capsys)
     assert json.loads(out)[0]["name"] == "compact"
+
+
+def test_a_file_names_the_weights_that_made_it(jpegs, tmp_path, capsys):
+    """As `gmodiff models` does: models of one name are not one model."""
+    own = json.loads(run(["models", "--json"], capsys)[1])[0]["fingerprint"]
+    code, out, _ = run(["merge", *jpegs, "-o", str(tmp_path / "a.jpg"), "--json"], capsys)
+    assert code == 0
+    assert json.loads(out)["model"]["weights"] == own
+    told = json.loads(run(["inspect", str(tmp_path / "a.jpg"), "--json"], capsys)[1])
+    assert told["network"]["name"] == f"compact {own}"
 
 
 def test_default_output_name(jpegs, tmp_path, capsys, monkeypatch):

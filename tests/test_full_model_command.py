@@ -31,7 +31,9 @@ def test_merge_with_the_full_size_model(jpegs, backbone, weights, tmp_path, caps
     full = ["--model", "sd21", "--backbone", str(backbone), "--weights", str(weights), "--device", "cpu"]
     code, out, err = run(["merge", *jpegs, *full, "-o", str(tmp_path / "a.exr"), "--json"], capsys)
     assert (code, err) == (0, "")
-    assert json.loads(out)["model"] == {"name": "sd21", "runtime": "torch on cpu, float32", "refine": 0.0, "noise_reduced": False}
+    said = json.loads(out)["model"]
+    assert len(said.pop("weights")) == 16
+    assert said == {"name": "sd21", "runtime": "torch on cpu, float32", "refine": 0.0, "noise_reduced": False}
     code, out, _ = run(["convert", *full[2:6], "-o", str(tmp_path / "c.safetensors"), "--fold-lora"], capsys)
     assert code == 0
     assert "with their backbone" in out

@@ -358,10 +358,11 @@ def models(as_json: bool) -> None:
 
     cards = model_cards()
     if as_json:
-        click.echo(json.dumps([{"name": c.name, "about": c.about, "sha256": c.sha256, **c.facts} for c in cards], indent=2))
+        told = [{"name": c.name, "fingerprint": c.fingerprint, "about": c.about, "sha256": c.sha256, **c.facts} for c in cards]
+        click.echo(json.dumps(told, indent=2))
         return
     for card in cards:
-        click.echo(f"{card.name}: {card.about}")
+        click.echo(f"{card.label}: {card.about}")
         facts = card.facts
         click.echo(f"  {facts['parameters'] / 1e6:.1f} million parameters, up to {card.max_frames} photos, licence {facts['licence']}")
         click.echo(f"  trained on {facts['trained_on']}")

@@ -60,7 +60,8 @@ class Estimate:
     not say.
     everywhere: follow it where nothing moved too (`stillness`): of a model that is chosen for what it invents.
     noise_reducer: what reduces noise of the estimate once it is constrained (`noise_reduction`); None for nothing.
-    network: name of the model, for what a file says of itself; None for what has none.   refine: strength, 0..1, of its refiner.
+    network: name of the model and hash of its weights (`Card.label`), for what a file says of itself; None for what has none.
+    refine: strength, 0..1, of its refiner.
     """
 
     radiance: F32 = field(repr=False)
@@ -184,7 +185,7 @@ class Estimator:
         return replace(
             _applied(feed, change, residual, mask, card, left_out=left_out),
             noise_reducer=None if reducer is None else NoiseReduction(reducer, self.tile),
-            network=card.name,
+            network=card.label,
             refine=0.0 if self.refinement is None else self.refinement.strength,
         )
 

@@ -135,7 +135,9 @@ class FullEstimator:
             invented[rows] = departs.max(axis=2) > INVENTED_GAIN
 
         for_each_strip(strip, height)
-        return Estimate(radiance, np.rint(mask * np.float32(255)).astype(np.uint8), invented, everywhere=True, network=self.model.card.name)
+        return Estimate(
+            radiance, np.rint(mask * np.float32(255)).astype(np.uint8), invented, everywhere=True, network=self.model.card.label
+        )
 
 
 def _encoded(bracket: Bracket, alignments: Sequence[Alignment], order: Sequence[int]) -> F32:

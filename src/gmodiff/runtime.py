@@ -71,6 +71,11 @@ class Card:
         """16 hex digits of the weights: rows of an evaluation carry them."""
         return hashlib.sha256(json.dumps(dict(self.sha256), sort_keys=True).encode()).hexdigest()[:16]
 
+    @property
+    def label(self) -> str:
+        """Name and fingerprint, as files are signed: two models may have one name. The name alone where the card names no weights."""
+        return f"{self.name} {self.fingerprint}" if self.sha256 else self.name
+
     @staticmethod
     def read(path: Path) -> Card:
         """Raises FileFormatError where the file is not a card of ours."""

@@ -55,6 +55,7 @@ def summary(
         if model is None
         else {
             "name": model.card.name,
+            "weights": model.card.fingerprint if model.card.sha256 else None,
             "runtime": model.runtime,
             "refine": image.metadata["refine"],
             "noise_reduced": image.metadata["noise_reduced"],
