@@ -300,7 +300,7 @@ def _need_torch() -> None:
 @click.option("--guide", type=click.Path(path_type=Path), metavar="CARD",
               help="Of a refiner: card of the regressor it was trained beside.")  # fmt: skip
 @click.option("--threshold", type=click.FloatRange(0, 1, max_open=True), callback=_finite,
-              help="Of a refiner: degradation from which it refines.  [default: 0.5]")  # fmt: skip
+              help="Of a refiner: degradation from which it refines; the default is what it is trained for.  [default: 0.5]")  # fmt: skip
 @click.option("--force", is_flag=True, help="Overwrite.")
 def export(start: Path, output: Path, noise: Path | None, guide: Path | None, threshold: float | None, force: bool) -> None:
     """Write NAME.onnx (any runtime), NAME.safetensors (torch), both in half precision, and the card NAME.json.

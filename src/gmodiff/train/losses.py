@@ -107,6 +107,8 @@ def picture_loss(found: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
 
 
 PYRAMID_LEVELS = 3
+PYRAMID_WEIGHT = 2.0
+"""Of `pyramid_loss` beside the two L1 terms of `refined_loss`, in whose stead detail would be averaged away. Not tuned."""
 
 
 def pyramid_loss(found: Tensor, wanted: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -154,7 +156,7 @@ def refined_loss(gain: Tensor, truth: Tensor, encoded: Tensor, weight: Tensor) -
     by_mu = (weight * (found - wanted).abs()).mean()
     by_pyramid = pyramid_loss(found, wanted, weight)
     parts = {"gain": by_gain, "mu": by_mu, "pyramid": by_pyramid}
-    return by_gain + by_mu + 2 * by_pyramid, parts
+    return by_gain + by_mu + PYRAMID_WEIGHT * by_pyramid, parts
 
 
 def as_used(gain: Tensor, refined: Tensor, doubt: Tensor, encoded: Tensor) -> tuple[Tensor, Tensor]:

@@ -34,6 +34,9 @@ from gmodiff.train.stage import INPUTS, Parts, Stage
 UNGUIDED_SHARE = 0.1
 """Of the prior's crops, without the regressor's context: what classifier-free guidance needs (Ho and Salimans 2022), and one ablation."""
 
+SKIPS_WEIGHT = 0.5
+"""Of the autoencoder's loss with skips, beside that without: the latent is what diffusion works on, so it comes first. Not tuned."""
+
 USED_SHARE = 0.5
 """Of the one step's loss, on what `refine` takes of its answer."""
 
@@ -90,7 +93,7 @@ class AutoencoderStage(_RefinerStage):
         loss, psnr = picture_loss(self._back(latent, None), pictures)
         with_skips, psnr_skips = picture_loss(self._back(latent, skips), pictures)
         spread = latent_loss(latent)
-        return loss + 0.5 * with_skips + spread, {"psnr": psnr, "psnr_skips": psnr_skips, "latent": spread}
+        return loss + SKIPS_WEIGHT * with_skips + spread, {"psnr": psnr, "psnr_skips": psnr_skips, "latent": spread}
 
     def check(self, batch: Batch) -> dict[str, float]:
         """PSNR of the gain, without and with skips, and of the frame."""
