@@ -235,7 +235,7 @@ def test_a_run_begins_where_an_earlier_one_ended(store, dareg, backbone, earlier
     before = {"sd21-regressor": 1, "sd21-mask": 1, "sd21-onestep": 20} if file == WEIGHTS else {"sd21-onestep": 0}
     assert facts["steps"] == before | {"sd21-onestep": before["sd21-onestep"] + 6}
     train(recipe, store, out, **given)  # goes on with the same weights, wherever they lie
-    with pytest.raises(InputError, match="was begun with start"):
+    with pytest.raises(InputError, match="was begun with other weights to begin with"):
         train(recipe, store, out, regressor=dareg, **given | {"start": None})
     with pytest.raises(InputError, match=r"steps 6, now it is 7: .*another --out and --from"):
         train(replace(recipe, steps=7), store, out, **given)

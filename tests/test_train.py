@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from command_line import run
 from gmodiff.datasets.dataset import open_dataset
 from gmodiff.datasets.held_out import HELD_OUT_FOLDERS, HELD_OUT_PHOTOS, TEST_CAMERAS, training_pictures
 from gmodiff.errors import FileFormatError, InputError
@@ -300,9 +301,9 @@ def test_stopped_and_gone_on_is_the_same_as_never_stopped(store, tmp_path):
 
 def test_other_settings_do_not_go_on(store, tmp_path):
     loop.train(RECIPE, store, tmp_path, workers=0, say=lambda _: None, stop_after=4)
-    with pytest.raises(InputError, match=r"was begun with rate 0\.002, now it is 0\.1"):
+    with pytest.raises(InputError, match=r"was begun with --rate 0\.002, now it is 0\.1"):
         loop.train(replace(RECIPE, rate=0.1), store, tmp_path, workers=0)
-    with pytest.raises(InputError, match="was begun with pictures"):
+    with pytest.raises(InputError, match="was begun with other pictures"):
         loop.train(RECIPE, replace(store, seed=2), tmp_path, workers=0)
     (tmp_path / loop.CHECKPOINT).write_bytes(b"half a file")
     with pytest.raises(InputError, match="not a checkpoint"):
@@ -473,6 +474,16 @@ def test_killed_at_any_moment_a_run_goes_on(data, cache, tmp_path):
         assert _step(killed) > before or before == 12
     subprocess.run([sys.executable, *command(data, killed, cache)], check=True, capture_output=True, timeout=240)
     assert same(weights_of(whole / loop.WEIGHTS), weights_of(killed / loop.WEIGHTS))
+
+
+def test_ctrl_c_says_how_to_go_on(data, cache, tmp_path, capsys, monkeypatch):
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "train", interrupted)
+    code, _, err = run(command(data, tmp_path, cache)[2:], capsys)
+    assert code == 130
+    assert err == f"gmodiff: stopped; the same command goes on from the last checkpoint in {tmp_path}, if there is one\n"
 
 
 def _step(out: Path) -> int:

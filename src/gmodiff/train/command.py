@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -15,6 +16,9 @@ from gmodiff.errors import FileFormatError, InputError, MissingDependencyError
 
 if TYPE_CHECKING:
     from gmodiff.train.recipes import Recipe
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
 
 
 @click.group(short_help="Train the networks, and export what ships.")
@@ -234,6 +238,9 @@ def _run(
             workers=workers,
             say=lambda text: click.echo(text, err=True),
         )
+    except KeyboardInterrupt:
+        click.echo(f"gmodiff: stopped; the same command goes on from the last checkpoint in {out}, if there is one", err=True)
+        sys.exit(INTERRUPTED)
     except torch.OutOfMemoryError:
         asked = f"{recipe.batch} crops of {recipe.crop_px} pixels"
         first = "give --recompute and go on; or " if recipe.stage == "sd21-onestep" and not recipe.recompute else ""

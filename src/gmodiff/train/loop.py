@@ -348,9 +348,8 @@ def _resume(
         if k not in settings:
             raise InputError(f"{out} was begun by an older version, which had no {k}: give another --out, or --from its weights")
         again = f" and --from {out}" if k == "steps" else ""  # the rate falls over all of them, so other steps are another run
-        raise InputError(
-            f"{out} was begun with {k} {settings.get(k)!r}, now it is {now[k]!r}: give the same settings, or another --out{again}"
-        )
+        what = f"{_OPTIONS.get(k, k)} {settings[k]!r}, now it is {now[k]!r}" if k not in _BY_CONTENT else f"other {_BY_CONTENT[k]} than now"
+        raise InputError(f"{out} was begun with {what}: give the same settings, or another --out{again}")
     try:
         stage.load_state_dict(state["network"])
     except RuntimeError:
@@ -360,6 +359,14 @@ def _resume(
         averaged[name].copy_(value)
     return int(state["step"]), float(state["spent"])
 
+
+_OPTIONS = {"crop_px": "--crop", "rate": "--rate", "steps": "--steps", "batch": "--batch", "scenes": "--scenes", "seed": "--seed"}
+_BY_CONTENT = {
+    "pictures": "pictures, responses or seed of scenes (--data, --curves, --seed)",
+    "start": "weights to begin with (--from)",
+    "regressor": "weights of the regressor (--regressor)",
+}
+"""Of what a run rests on: how users give it, and what stands in a checkpoint as a hash."""
 
 _MAY_DIFFER = ("command", "data", "hours", "hardware", "expected", "save_every", "check_scenes", "recompute")
 """Settings that do not change what a step does."""
