@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from gmodiff.runtime import Model
 
 TILE_AREA_PX = 350_000
-"""Most that the network gets at once: it works at full size, larger tiles are no faster, and twice as large ones take 0.26 GB more."""
+"""Most that the network gets at once: it works at full size, larger tiles are no faster, and take more memory (docs/results.md)."""
 MIDDLE_GREY = 0.18
 """Linear light of the grey at which noise is judged."""
 LEAST_NOISE = 2.45 / 255

@@ -28,7 +28,7 @@ from gmodiff.batch.watcher import Watcher
 from gmodiff.batch.wording import counted, printable
 from gmodiff.batch.workers import Outcome, Stop, run_here
 from gmodiff.errors import InputError, OutputError
-from gmodiff.machine import free_bytes
+from gmodiff.machine import free_bytes, held_alone
 from gmodiff.runtime import NO_MODEL
 
 MANIFEST, REPORT = "batch.jsonl", "batch.html"
@@ -202,19 +202,8 @@ def _alone(state: Path) -> Iterator[None]:
             f"{state.parent}: cannot be written ({(error.strerror or str(error)).lower()}); give another output folder"
         ) from None
     with lock:
-        try:
-            import fcntl
-        except ImportError:  # Windows: nothing keeps two batches apart
-            yield
-            return
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"{state.parent}: another gmodiff batch is writing there; wait for it, or give another output folder"
-            ) from None
-        except OSError:
-            pass  # a network disk without locks
+        if not held_alone(lock.fileno()):
+            raise InputError(f"{state.parent}: another gmodiff batch is writing there; wait for it, or give another output folder")
         try:
             yield
         except BaseException:

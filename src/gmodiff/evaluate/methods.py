@@ -110,13 +110,13 @@ def _as_fitted(bracket: Bracket) -> Bracket:
 
 
 @lru_cache(maxsize=2)
-def _model(card: str, exact: bool = False) -> Model:
+def _model(card: str, exact: bool) -> Model:
     return load_model(card, exact=exact)
 
 
 @lru_cache(maxsize=2)
 def _refined_model(card: str) -> Estimator:
-    return Estimator(_model(card), refinement=Refinement(load_refiner(card)))
+    return Estimator(_model(card, False), refinement=Refinement(load_refiner(card)))
 
 
 def _learned(name: str, card: str, how: str, about: str) -> Method:

@@ -13,7 +13,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from gmodiff.datasets.scene import fingerprint
 from gmodiff.errors import GMODiffError, InputError, OutputError
+from gmodiff.machine import held_alone
 from gmodiff.train.crops import Batch, Batches, check_scene
 from gmodiff.train.plot import plot_log
 from gmodiff.train.recipes import Recipe
@@ -117,20 +118,15 @@ def _alone(out: Path) -> Iterator[None]:
     """The run's folder, held by this process alone; the system lets go of it whatever ends the process."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        held = os.open(out, os.O_RDONLY) if os.name != "nt" else None  # Windows: nothing keeps two runs apart
+        held = os.open(out, os.O_RDONLY) if os.name != "nt" else None  # Windows opens no folder, and nothing keeps two runs apart there
     except OSError as error:
         raise OutputError(f"{out}: cannot be written ({error.strerror}); give another --out") from None
     if held is None:
         yield
         return
-    import fcntl
-
     try:
-        with suppress(OSError):  # a network disk without locks
-            try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InputError(f"{out}: another gmodiff train is writing there; wait for it, or give another --out") from None
+        if not held_alone(held):
+            raise InputError(f"{out}: another gmodiff train is writing there; wait for it, or give another --out")
         yield
     finally:
         os.close(held)
