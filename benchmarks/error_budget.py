@@ -21,9 +21,10 @@ from gmodiff.datasets.dataset import open_dataset
 from gmodiff.datasets.scene import Scene
 from gmodiff.evaluate.methods import METHODS
 from gmodiff.evaluate.metrics import compress
+from gmodiff.model_card import Model
 from gmodiff.pipeline import reconstruct_radiance
 from gmodiff.radiometry import F32, clipping_nearness
-from gmodiff.runtime import Model, load_model
+from gmodiff.runtime import load_model
 
 MERGE, NETWORK, TRUTH = "merge", "network", "held truth"
 HYBRIDS = ("held truth where measured, else network", "held truth where not measured, else network")

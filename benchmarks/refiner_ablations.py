@@ -72,7 +72,7 @@ FREE = ("free", "unconstrained")
 
 
 class Variant:
-    """A refiner with parts taken away, as `runtime.Model`."""
+    """A refiner with parts taken away, as `model_card.Model`."""
 
     runtime = "torch"
 

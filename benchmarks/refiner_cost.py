@@ -33,8 +33,9 @@ from gmodiff.bracket import read_bracket
 from gmodiff.estimate import Estimator
 from gmodiff.merge import merge
 from gmodiff.model.refiner import read_refiner
+from gmodiff.model_card import Card
 from gmodiff.refine import CORE_PX, Refinement
-from gmodiff.runtime import Card, load_model, refiner_card
+from gmodiff.runtime import load_model, refiner_card
 
 ROOT = Path(__file__).parents[1]
 WEIGHTS = Path(gmodiff.__file__).parent / "weights"
@@ -117,7 +118,7 @@ class Counted:
         self.card, self.asked = card, 0
 
     def __call__(self, square: Mapping[str, Any]) -> dict[str, Any]:
-        """See `runtime.Model`."""
+        """See `model_card.Model`."""
         self.asked += 1
         return {"refined": square["gain"]}
 

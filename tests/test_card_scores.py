@@ -8,7 +8,7 @@ import pytest
 
 import gmodiff
 from command_line import run
-from gmodiff.runtime import Card
+from gmodiff.model_card import Card
 
 SHIPPED = Path(gmodiff.__file__).parent / "weights"
 

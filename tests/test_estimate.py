@@ -17,11 +17,12 @@ from gmodiff.estimate import BESIDE_BRIGHT_PX, TILE_AREA_PX, Estimate, Estimator
 from gmodiff.gainmap import mu_gain, radiance_from_mu_gain
 from gmodiff.image import Bracket
 from gmodiff.merge import merge
+from gmodiff.model_card import Card
 from gmodiff.moving_scene import Motion
 from gmodiff.pipeline import reconstruct, reconstruct_radiance
 from gmodiff.provenance import ALIGNED, INFERRED, REFERENCE
 from gmodiff.radiometry import CameraResponse
-from gmodiff.runtime import Card, load_model, shipped_models
+from gmodiff.runtime import load_model, shipped_models
 from gmodiff.simulate import Camera, simulate
 from gmodiff.tiling import tile_cores, tile_shape
 from scenes import small_scene

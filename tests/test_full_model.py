@@ -10,9 +10,9 @@ from gmodiff.estimate import estimator
 from gmodiff.full_estimate import FullEstimator, short_middle_long
 from gmodiff.gainmap import mu_gain, radiance_from_mu_gain
 from gmodiff.merge import merge
+from gmodiff.model_card import Card
 from gmodiff.pipeline import reconstruct_radiance
 from gmodiff.radiometry import CameraResponse
-from gmodiff.runtime import Card
 from sd21_standin import SHAPE, Reference
 from synthetic import photos, scene
 

@@ -12,7 +12,8 @@ from gmodiff.errors import InputError
 from gmodiff.full_model import FIXED_BYTES, FullModel
 from gmodiff.model.dareg import DaRegShape
 from gmodiff.model.sd21 import Refined, Sd21
-from gmodiff.runtime import Card, load_model
+from gmodiff.model_card import Card
+from gmodiff.runtime import load_model
 from live_bytes import LiveBytes
 
 CARD = Card("fake", "", {}, 3, 32, 32, 1.0)

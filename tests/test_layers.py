@@ -29,10 +29,12 @@ ALLOWED = {
     "calibrate": {"align", "errors", "image", "radiometry", "response", "response_choice", "ridge", "tiling"},
     "merge": {"align", "image", "provenance", "radiometry", "tiling"},
     "tonemap": {"errors", "gainmap", "image", "radiometry", "tiling", "upsampling"},
+    "model_card": {"errors", "radiometry"},
     # model, full_model: inside what runs torch, when somebody asks for it
-    "runtime": {"errors", "full_model", "model", "radiometry", "tiling"},
-    "refine": {"errors", "gainmap", "radiometry", "runtime", "upsampling"},
-    "noise_reduction": {"errors", "image", "provenance", "radiometry", "runtime", "tiling"},
+    "engines": {"errors", "model", "model_card", "radiometry", "tiling"},
+    "runtime": {"engines", "errors", "full_model", "model_card"},
+    "refine": {"errors", "gainmap", "radiometry", "model_card", "upsampling"},
+    "noise_reduction": {"errors", "image", "provenance", "radiometry", "model_card", "tiling"},
     "estimate": {
         "align",
         "errors",
@@ -42,15 +44,15 @@ ALLOWED = {
         "provenance",
         "radiometry",
         "refine",
-        "runtime",
+        "model_card",
         "tiling",
         "upsampling",
     },
-    "full_estimate": {"align", "errors", "estimate", "gainmap", "image", "provenance", "radiometry", "runtime", "tiling"},
-    "full_model": {"errors", "full_estimate", "machine", "model", "radiometry", "runtime"},
-    "networks": {"errors", "estimate", "refine", "runtime"},
+    "full_estimate": {"align", "errors", "estimate", "gainmap", "image", "provenance", "radiometry", "model_card", "tiling"},
+    "full_model": {"errors", "full_estimate", "machine", "model", "radiometry", "model_card"},
+    "networks": {"errors", "estimate", "model_card", "refine", "runtime"},
     "stillness": {"merge", "provenance", "radiometry", "tiling", "upsampling"},
-    "pipeline": {"align", "errors", "estimate", "image", "merge", "provenance", "radiometry", "runtime", "stillness", "tonemap"},
+    "pipeline": {"align", "errors", "estimate", "image", "merge", "provenance", "radiometry", "model_card", "stillness", "tonemap"},
     "moving_scene": {"errors", "radiometry", "tiling"},
     "simulate": {"errors", "image", "moving_scene", "radiometry", "tiling"},
     "hdrgm": {"errors", "gainmap", "radiometry"},
@@ -74,7 +76,8 @@ def imports(module: str) -> set[str]:
 
 
 FOLDERS = {
-    "datasets": set(ALLOWED) - {"runtime", "estimate", "noise_reduction", "full_estimate", "full_model", "pipeline"}
+    "datasets": set(ALLOWED)
+    - {"engines", "model_card", "runtime", "estimate", "noise_reduction", "full_estimate", "full_model", "pipeline"}
     | {"datasets", "decode", "exposure", "floatfiles", "reader"},
     "model": {"errors", "gainmap", "model"},
     # what merges a set is loaded in the worker, when it merges
@@ -86,6 +89,7 @@ FOLDERS = {
         "grouping",
         "image",
         "machine",
+        "model_card",
         "networks",
         "pipeline",
         "runtime",
@@ -96,7 +100,7 @@ FOLDERS = {
     "web": set(ALLOWED) | {"exposure", "grouping", "inspection", "reader", "summary", "web", "writer"},
     # full_estimate: which frames the published network gets, in training as in use
     "train": set(ALLOWED) - {"full_model"} | {"datasets", "evaluate", "model", "reader", "train", "writer"},
-    "evaluate": set(ALLOWED) | {"datasets", "evaluate", "reader", "runtime", "writer"},
+    "evaluate": set(ALLOWED) | {"datasets", "evaluate", "reader", "writer"},
 }
 """Folders of modules and what their modules may import beyond themselves: evaluation never a model or training, nothing the command."""
 

@@ -26,13 +26,14 @@ from gmodiff.model.noise_reducer import (
     write_noise_reducer,
 )
 from gmodiff.model.regressor import STRIDE
+from gmodiff.model_card import Card
 from gmodiff.moving_scene import Motion
 from gmodiff.networks import load_network
 from gmodiff.noise_reduction import NoiseReduction
 from gmodiff.pipeline import reconstruct_radiance
 from gmodiff.provenance import HELD_SIGMAS, SHARE_SCALE, constrain
 from gmodiff.radiometry import CLIPPED_ENCODED, TAPER_ENCODED, CameraResponse, NoiseModel, deviation_of_codes
-from gmodiff.runtime import Card, load_model
+from gmodiff.runtime import load_model
 from gmodiff.simulate import Camera, simulate
 from gmodiff.train.losses import noise_loss
 from synthetic import photos, scene

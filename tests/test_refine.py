@@ -10,11 +10,11 @@ from gmodiff.errors import InputError
 from gmodiff.estimate import Estimator
 from gmodiff.image import Bracket
 from gmodiff.merge import merge
+from gmodiff.model_card import Card
 from gmodiff.pipeline import reconstruct_radiance
 from gmodiff.provenance import ALIGNED, INFERRED, REFERENCE
 from gmodiff.radiometry import radiance_interval_codes
 from gmodiff.refine import CONTEXT, CORE_PX, Refinement
-from gmodiff.runtime import Card
 from scenes import small_scene
 
 GUIDE = Card("fake", "", {}, 9, 32, 32, 1.5, facts={"weights": "0123"})

@@ -16,9 +16,10 @@ from gmodiff.model.denoiser import DenoiserShape
 from gmodiff.model.refiner import read_refiner, write_refiner
 from gmodiff.model.regressor import Regressor, Shape
 from gmodiff.model.weights import write_weights
+from gmodiff.model_card import Card
 from gmodiff.refine import CONTEXT as CONTEXT_NAMES
 from gmodiff.refine import THRESHOLD, Refinement
-from gmodiff.runtime import Card, load_card, load_refiner
+from gmodiff.runtime import load_card, load_refiner
 from gmodiff.train import loop
 from gmodiff.train.crops import Batches
 from gmodiff.train.losses import as_used

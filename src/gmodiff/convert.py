@@ -9,7 +9,7 @@ from typing import Any
 from gmodiff import __version__
 from gmodiff.errors import InputError, MissingDependencyError
 from gmodiff.full_model import released_card
-from gmodiff.runtime import CARD_FORMAT, CARD_SUFFIX, sha256
+from gmodiff.model_card import CARD_FORMAT, CARD_SUFFIX, sha256
 from gmodiff.writer import check_writable, replacing
 
 WEIGHTS_SUFFIX = ".safetensors"

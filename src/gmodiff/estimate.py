@@ -22,11 +22,11 @@ from gmodiff.align import Alignment, warp_rows
 from gmodiff.errors import InputError
 from gmodiff.gainmap import MU_GAIN, OFFSET
 from gmodiff.image import Bracket
+from gmodiff.model_card import Card, Model
 from gmodiff.noise_reduction import NoiseReduction
 from gmodiff.provenance import INFERRED, REFERENCE, largest, look_up
 from gmodiff.radiometry import F32
 from gmodiff.refine import Refinement
-from gmodiff.runtime import Card, Model
 from gmodiff.tiling import STRIP_ROWS, for_each_strip, tile_cores, tile_shape, tile_start
 from gmodiff.upsampling import enlarged_rows
 

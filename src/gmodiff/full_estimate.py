@@ -23,9 +23,9 @@ from gmodiff.errors import InputError
 from gmodiff.estimate import INVENTED_GAIN, Estimate
 from gmodiff.gainmap import OFFSET, mu_gain, radiance_from_mu_gain
 from gmodiff.image import Bracket
+from gmodiff.model_card import Arrays, Card
 from gmodiff.provenance import largest, look_up
 from gmodiff.radiometry import CLIPPED_ENCODED, F32
-from gmodiff.runtime import Arrays, Card
 from gmodiff.tiling import for_each_strip
 
 NETWORK_GAMMA = 2.2
@@ -37,7 +37,7 @@ MIN_TILE_PX = 512
 
 
 class GainModel(Protocol):
-    """A `runtime.Model` that gives gain maps of three frames; see `full_model.FullModel`."""
+    """A `model_card.Model` that gives gain maps of three frames; see `full_model.FullModel`."""
 
     @property
     def card(self) -> Card:

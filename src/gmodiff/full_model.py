@@ -15,8 +15,8 @@ import numpy as np
 from gmodiff import machine
 from gmodiff.errors import InputError, MissingDependencyError
 from gmodiff.full_estimate import MIN_TILE_PX, FullEstimator, check_tile
+from gmodiff.model_card import FULL_MODEL, Arrays, Card, check_weights, sha256
 from gmodiff.radiometry import F32
-from gmodiff.runtime import FULL_MODEL, Arrays, Card, check_weights, sha256
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +46,7 @@ FIXED_BYTES = 0.5e9
 
 
 class FullModel:
-    """The full-size system, ready to run; a `runtime.Model`."""
+    """The full-size system, ready to run; a `model_card.Model`."""
 
     def __init__(self, card: Card, system: Sd21, *, exact: bool) -> None:
         self.card, self.system = card, system

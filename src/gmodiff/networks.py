@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 from gmodiff.errors import InputError
 from gmodiff.estimate import Estimates, Estimator
+from gmodiff.model_card import Model
 from gmodiff.refine import Refinement
-from gmodiff.runtime import NO_MODEL, Model, load_model, load_refiner
+from gmodiff.runtime import NO_MODEL, load_model, load_refiner
 
 SHRINK = {"auto": None, "full": 1, "half": 2}
 """How much smaller a side the network sees the picture, by the name of the choice; None: by the number of its pixels."""

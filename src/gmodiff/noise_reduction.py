@@ -22,7 +22,7 @@ from gmodiff.radiometry import F32, deviation_of_codes
 from gmodiff.tiling import for_each_strip, tile_cores, tile_shape, tile_start
 
 if TYPE_CHECKING:
-    from gmodiff.runtime import Model
+    from gmodiff.model_card import Model
 
 TILE_AREA_PX = 350_000
 """Most that the network gets at once: it works at full size, larger tiles are no faster, and take more memory (docs/results.md)."""

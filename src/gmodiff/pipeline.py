@@ -15,9 +15,9 @@ from gmodiff.errors import InputError
 from gmodiff.estimate import Estimates, estimator
 from gmodiff.image import Bracket, Frame, HDRImage, Progress
 from gmodiff.merge import Merged, merge
+from gmodiff.model_card import Model
 from gmodiff.provenance import constrain, summarise
 from gmodiff.radiometry import F32
-from gmodiff.runtime import Model
 from gmodiff.stillness import hold_where_still
 from gmodiff.tonemap import DEFAULT_HEADROOM_STOPS, in_published_primaries, render
 

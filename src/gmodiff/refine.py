@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from gmodiff.errors import InputError
 from gmodiff.gainmap import mu_gain
+from gmodiff.model_card import Card, Model
 from gmodiff.radiometry import F32
-from gmodiff.runtime import Card, Model
 from gmodiff.upsampling import enlarged_rows
 
 CONTEXT = ("context_8", "context_16", "context_32")

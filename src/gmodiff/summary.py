@@ -9,7 +9,7 @@ from typing import Any
 
 from gmodiff import __version__
 from gmodiff.image import Bracket, HDRImage
-from gmodiff.runtime import Model
+from gmodiff.model_card import Model
 
 
 def summary(

@@ -259,8 +259,9 @@ def _counted() -> Callable[[int, int], None] | None:
 def _settings(*, no_align: bool, **options: Any) -> Settings:
     """The options as settings, with the hash of the network's weights, and of the refiner's, so that new ones count as a change."""
     from gmodiff.batch.one_set import Settings
+    from gmodiff.model_card import FULL_MODEL
     from gmodiff.networks import refuse_idle
-    from gmodiff.runtime import FULL_MODEL, NO_MODEL, load_card, refiner_card
+    from gmodiff.runtime import NO_MODEL, load_card, refiner_card
 
     for option, expected in (("headroom", "0.25 to 6 stops"), ("refine", "0 to 1")):
         if math.isnan(options[option]):

@@ -173,10 +173,10 @@ def read_head(place: str, count: int) -> bytes:
 
 def sha256(path: Path) -> str:
     """Of a local file's content. Raises InputError."""
-    from gmodiff import runtime  # loads numpy, which a worker may only do when it has its cores
+    from gmodiff import model_card  # loads numpy, which a worker may only do when it has its cores
 
     try:
-        return runtime.sha256(path)
+        return model_card.sha256(path)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
 

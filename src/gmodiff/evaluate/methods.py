@@ -24,10 +24,11 @@ from gmodiff.errors import FileFormatError, InputError
 from gmodiff.estimate import Estimate, Estimator
 from gmodiff.evaluate.oracle import NotApplicable, oracle
 from gmodiff.image import Bracket
+from gmodiff.model_card import Model
 from gmodiff.pipeline import reconstruct_radiance
 from gmodiff.radiometry import F32, srgb_decode
 from gmodiff.refine import Refinement
-from gmodiff.runtime import DEFAULT_MODEL, Model, load_card, load_model, load_refiner, refiner_card
+from gmodiff.runtime import DEFAULT_MODEL, load_card, load_model, load_refiner, refiner_card
 
 U8 = NDArray[np.uint8]
 

@@ -316,8 +316,9 @@ def export(start: Path, output: Path, noise: Path | None, guide: Path | None, th
       gmodiff train export --from runs/mask --noise runs/noise -o compact.json
       gmodiff train export --from runs/onestep --guide compact.json -o compact-refiner.json
     """
+    from gmodiff.model_card import NOISE_SUFFIX
     from gmodiff.refine import THRESHOLD
-    from gmodiff.runtime import NOISE_SUFFIX, load_card
+    from gmodiff.runtime import load_card
 
     if threshold is not None and guide is None:
         raise InputError(f"--threshold {threshold:g} is a refiner's: give the card of its regressor with --guide")

@@ -14,7 +14,7 @@ from gmodiff.model.diffusion import ONE_STEP_AT, STEPS, add_noise, x0_at
 from gmodiff.model.refiner import Refiner, write_refiner
 from gmodiff.model.regressor import GAIN_LIMIT, Estimate, Regressor, full_gain, mu_gain, radiance_from_mu_gain
 from gmodiff.model.weights import digest
-from gmodiff.runtime import REFINER_ANSWER
+from gmodiff.model_card import REFINER_ANSWER
 from gmodiff.train.crops import Batch
 from gmodiff.train.losses import (
     LEAST_USED,

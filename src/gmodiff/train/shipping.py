@@ -19,7 +19,7 @@ from gmodiff.model.refiner import FORMAT as REFINER_FORMAT
 from gmodiff.model.refiner import REFINER_HALO_PX, read_refiner, write_refiner
 from gmodiff.model.regressor import GAIN_LIMIT, HALO_PX, MAX_FRAMES, STRIDE
 from gmodiff.model.weights import digest, read_weights, stored_format, write_weights
-from gmodiff.runtime import CARD_FORMAT, NOISE_SUFFIX, REFINER_ANSWER, Card, sha256
+from gmodiff.model_card import CARD_FORMAT, NOISE_SUFFIX, REFINER_ANSWER, Card, sha256
 from gmodiff.writer import replacing
 
 ABOUT = "degradation-aware regressor of the gain map: fusion weights over aligned frames and a bounded residual"

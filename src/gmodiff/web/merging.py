@@ -23,9 +23,10 @@ from gmodiff.errors import InputError
 from gmodiff.estimate import Estimates, Estimator
 from gmodiff.image import Bracket, Progress
 from gmodiff.merge import Merged, merge
+from gmodiff.model_card import Model
 from gmodiff.pipeline import Reconstruction, aligned, estimated, finished
 from gmodiff.refine import Refinement
-from gmodiff.runtime import NO_MODEL, Model, has_refiner, load_model, load_refiner
+from gmodiff.runtime import NO_MODEL, has_refiner, load_model, load_refiner
 from gmodiff.summary import summary
 from gmodiff.tonemap import DEFAULT_HEADROOM_STOPS, MAX_HEADROOM_STOPS, MIN_HEADROOM_STOPS
 from gmodiff.web.pictures import Picture, in_file
