@@ -18,7 +18,7 @@ from gmodiff.model.dareg import DaRegShape
 from gmodiff.model.released import Released, Weights, released_from, what_is_there
 from gmodiff.model.sd21 import Sd21, assemble, from_folded
 from gmodiff.model.sd21_backbone import open_backbone, read_safetensors
-from gmodiff.model.weights import readable_by_all
+from gmodiff.model.weights import readable_by_all, stored_header
 
 FORMAT = "gmodiff-sd21-1"
 FOLDED, ADAPTERS = "folded", "adapters"
@@ -115,11 +115,10 @@ def _save(weights: dict[str, Tensor], path: Path, facts: dict[str, str]) -> None
 
 
 def _header(path: Path) -> dict[str, str]:
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
     try:
-        with safe_open(path, "pt") as stored:
-            return dict(stored.metadata() or {})
+        return stored_header(path)
     except (PermissionError, FileNotFoundError, IsADirectoryError) as error:
         raise FileFormatError(f"{path}: cannot be read ({error.strerror})") from None
     except (OSError, SafetensorError, ValueError):

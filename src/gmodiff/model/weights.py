@@ -102,13 +102,20 @@ def read_tensors(path: Path, wanted: str) -> tuple[dict[str, Tensor], dict[str, 
 
 def stored_format(path: Path) -> str | None:
     """The format that a weights file says it has; None where it says none or cannot be read."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
     try:
-        with safe_open(path, "pt") as stored:
-            return (stored.metadata() or {}).get("format")
+        return stored_header(path).get("format")
     except (OSError, SafetensorError):
         return None
+
+
+def stored_header(path: Path) -> dict[str, str]:
+    """The text in the header of a .safetensors file. Raises what safetensors does: OSError, SafetensorError."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as stored:
+        return dict(stored.metadata() or {})
 
 
 def _kind(written: str | None) -> str:

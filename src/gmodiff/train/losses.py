@@ -60,7 +60,7 @@ def _mu_loss(apart: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """L1, a quarter of L1 on gradients, and the decibels each crop lacks to BEST_DB, of a difference (B, 3, H, W) in the mu-law domain."""
     by_mu = apart.abs().mean()
     by_slope = (apart[..., 1:] - apart[..., :-1]).abs().mean() + (apart[..., 1:, :] - apart[..., :-1, :]).abs().mean()
-    psnr = -10 * torch.log10((apart**2).mean(dim=(1, 2, 3)) + 10 ** (-BEST_DB / 10)).mean()
+    psnr = _in_decibels((apart**2).mean(dim=(1, 2, 3))).mean()
     return by_mu + 0.25 * by_slope + PSNR_WEIGHT * (BEST_DB - psnr), {"mu": by_mu, "slope": by_slope, "psnr_mu": psnr}
 
 
@@ -92,12 +92,17 @@ def psnr_mu(found: Tensor, truth: Tensor, where: Tensor | None = None) -> float:
     apart = (compress(found.clamp(max=1)) - compress(truth.clamp(max=1))) ** 2
     if where is not None:
         apart = apart[where.expand_as(apart)]
-    return float(-10 * torch.log10(apart.mean().clamp_min(1e-10))) if apart.numel() else float("nan")
+    return float(_in_decibels(apart.mean())) if apart.numel() else float("nan")
 
 
 def decibels(found: Tensor, wanted: Tensor) -> Tensor:
     """(B,) PSNR of pictures (B, C, H, W), peak 1, up to BEST_DB."""
-    return -10 * torch.log10(((found - wanted) ** 2).mean(dim=(1, 2, 3)) + 10 ** (-BEST_DB / 10))
+    return _in_decibels(((found - wanted) ** 2).mean(dim=(1, 2, 3)))
+
+
+def _in_decibels(mean_square: Tensor) -> Tensor:
+    """Of a mean square error, peak 1, up to BEST_DB, where the slope ends too."""
+    return -10 * torch.log10(mean_square + 10 ** (-BEST_DB / 10))
 
 
 def picture_loss(found: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
