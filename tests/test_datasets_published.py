@@ -6,77 +6,18 @@ import pickle
 from dataclasses import replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 import OpenImageIO as oiio
 import pytest
 
-from gmodiff.datasets.published import PublishedScene, estimated_motion, find_published, natural_key, read_float_picture
-from gmodiff.errors import FileFormatError, GMODiffError, InputError
+from gmodiff.datasets.published import find_published, natural_key, read_float_picture
+from gmodiff.errors import InputError
 from gmodiff.image import Bracket, HDRImage
-from gmodiff.moving_scene import Motion
-from gmodiff.radiometry import CameraResponse
-from gmodiff.simulate import Camera, simulate
 from gmodiff.writer import write
-from synthetic import photos, scene
+from published_scenes import NAMES, SHORT_WHITE, bracket16, fails, only, write_hdr, write_photo, write_scene
+from synthetic import scene
 
-GAMMA = CameraResponse.named("gamma2.2")
-NAMES = ("262A0898.tif", "262A0899.tif", "262A0900.tif")
-SHORT_WHITE = 4.0  # of photos at -2, 0, +2 stops
-
-
-def bracket16(radiance: np.ndarray, stops: tuple[float, ...] = (-2.0, 0.0, 2.0)) -> Bracket:
-    return photos(radiance, stops, response=GAMMA, dtype=np.uint16)
-
-
-def write_photo(path: Path, codes: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    assert cv2.imwrite(str(path), codes[..., ::-1])
-
-
-def write_hdr(path: Path, linear: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    assert cv2.imwrite(str(path), np.ascontiguousarray(linear[..., ::-1], np.float32))
-
-
-def write_scene(
-    folder: Path,
-    radiance: np.ndarray | None = None,
-    *,
-    names: tuple[str, ...] = NAMES,
-    text: str | None = "0.0\n2.0\n4.0\n",
-    text_name: str = "exposure.txt",
-    truth_name: str | None = "HDRImg.hdr",
-) -> Bracket:
-    """A scene as Kalantari's set has it. radiance: 1.0 = the middle photo's white."""
-    light = scene(48, 64) if radiance is None else radiance
-    bracket = bracket16(light)
-    for name, frame in zip(names, bracket.frames, strict=True):
-        write_photo(folder / name, frame.encoded)
-    if text is not None:
-        (folder / text_name).write_text(text)
-    if truth_name is not None:
-        write_hdr(folder / truth_name, light / SHORT_WHITE)
-    return bracket
-
-
-def only(root: Path) -> PublishedScene:
-    (found,) = find_published(root)
-    return found
-
-
-def fails(source: PublishedScene, *words: str, kind: type[GMODiffError] = InputError) -> None:
-    """load raises one line that names the scene and holds all words."""
-    with pytest.raises(kind) as caught:
-        source.load()
-    message = str(caught.value)
-    assert "\n" not in message
-    assert message.startswith(f"{source.name}: ")
-    for word in words:
-        assert word in message
-
-
-# ---- meaning of the numbers ---------------------------------------------------------------------------------------------
+# ---- meaning of the numbers ------------------------------------------------------------------------------------------------
 
 
 def test_the_truth_is_what_merging_by_hand_gives(tmp_path):
@@ -173,7 +114,7 @@ def test_photos_are_taken_as_stored_even_where_they_say_they_lie_on_their_side(t
     np.testing.assert_array_equal(loaded.bracket.frames[0].encoded, bracket.frames[0].encoded)
 
 
-# ---- layouts ------------------------------------------------------------------------------------------------------------
+# ---- layouts ---------------------------------------------------------------------------------------------------------------
 
 
 def test_scenes_are_found_wherever_they_are_and_named_by_their_place(tmp_path):
@@ -330,186 +271,7 @@ def test_a_root_that_is_no_folder(tmp_path, make_file):
         find_published(root)
 
 
-# ---- what is wrong with a scene -----------------------------------------------------------------------------------------
-
-
-def beside_a_good_one(tmp_path: Path) -> PublishedScene:
-    """The broken scene "bad", once the good one beside it was seen to load."""
-    write_scene(tmp_path / "good")
-    found = {s.name: s for s in find_published(tmp_path)}
-    assert found["good"].load().truth is not None
-    return found["bad"]
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        (None, ["no exposure text", "exposure.txt"]),
-        ("0\ntwo\n4\n", ["exposure.txt says 'two'", "log2"]),
-        ("0\nnan\n4\n", ["exposure.txt says 'nan'"]),
-        ("0\n2\n41\n", ["exposure.txt says '41'", "-40 to 40"]),
-        ("0\n2\n", ["exposure.txt holds 2 exposures for 3 photos"]),
-        ("0\n2\n4\n6\n", ["exposure.txt holds 4 exposures for 3 photos"]),
-        ("\n", ["exposure.txt is empty"]),
-        ("2\n2\n2\n", ["3 photos of one exposure"]),
-    ],
-)
-def test_exposures_that_cannot_be_used(tmp_path, text, words):
-    write_scene(tmp_path / "bad", text=text)
-    fails(beside_a_good_one(tmp_path), *words)
-
-
-def test_a_text_that_is_none(tmp_path):
-    write_scene(tmp_path / "bad")
-    (tmp_path / "bad" / "exposure.txt").write_bytes(b"\xff\xfe\x00\x81")
-    fails(beside_a_good_one(tmp_path), "exposure.txt is no text", kind=FileFormatError)
-
-
-def test_a_truth_of_another_size(tmp_path):
-    write_scene(tmp_path / "bad")
-    write_hdr(tmp_path / "bad" / "HDRImg.hdr", scene(32, 64))
-    fails(beside_a_good_one(tmp_path), "HDRImg.hdr is 64x32 but the photos are 64x48")
-
-
-def test_photos_of_different_sizes(tmp_path):
-    write_scene(tmp_path / "bad")
-    write_photo(tmp_path / "bad" / NAMES[1], np.zeros((32, 64, 3), np.uint16))
-    fails(beside_a_good_one(tmp_path), f"{NAMES[1]} is 64x32 but {NAMES[0]} is 64x48")
-
-
-def test_two_truths(tmp_path):
-    write_scene(tmp_path / "bad")
-    write_hdr(tmp_path / "bad" / "other.hdr", scene(48, 64))
-    fails(beside_a_good_one(tmp_path), "HDRImg.hdr and other.hdr could all be the truth")
-
-
-def test_a_missing_photo(tmp_path):
-    write_scene(tmp_path / "bad")
-    (tmp_path / "bad" / NAMES[2]).unlink()
-    fails(beside_a_good_one(tmp_path), "3 exposures for 2 photos")
-
-
-def test_nearly_all_photos_missing(tmp_path):
-    write_scene(tmp_path / "bad")
-    for name in NAMES[1:]:
-        (tmp_path / "bad" / name).unlink()
-    fails(beside_a_good_one(tmp_path), "1 TIFF or PNG photos, expected 2 to 16")
-
-
-@pytest.mark.parametrize("name", [NAMES[0], "HDRImg.hdr"])
-@pytest.mark.parametrize("content", ["half", "empty", "text"])
-def test_damaged_files(tmp_path, name, content):
-    write_scene(tmp_path / "bad")
-    path = tmp_path / "bad" / name
-    whole = path.read_bytes()
-    path.write_bytes({"half": whole[: len(whole) // 2], "empty": b"", "text": b"hello" * 100}[content])
-    fails(beside_a_good_one(tmp_path), name, kind=FileFormatError)
-
-
-def test_a_photo_of_another_kind(tmp_path):
-    write_scene(tmp_path / "bad")
-    assert cv2.imwrite(str(tmp_path / "bad" / NAMES[0]), np.full((48, 64, 3), 0.5, np.float32))
-    fails(beside_a_good_one(tmp_path), f"{NAMES[0]} is not RGB of 8 or 16 bits", kind=FileFormatError)
-
-
-def test_a_grey_photo(tmp_path):
-    write_scene(tmp_path / "bad")
-    assert cv2.imwrite(str(tmp_path / "bad" / NAMES[0]), np.full((48, 64), 500, np.uint16))
-    fails(beside_a_good_one(tmp_path), f"{NAMES[0]} is not RGB of 8 or 16 bits", kind=FileFormatError)
-
-
-def test_a_black_truth(tmp_path):
-    write_scene(tmp_path / "bad")
-    write_hdr(tmp_path / "bad" / "HDRImg.hdr", np.zeros((48, 64, 3)))
-    fails(beside_a_good_one(tmp_path), "HDRImg.hdr holds no light", kind=FileFormatError)
-
-
-def test_what_is_no_light_in_a_truth(tmp_path):
-    light = scene(48, 64) / np.float32(SHORT_WHITE)
-    light[3, 4], light[5, 6, 0], light[7, 8, 1] = np.nan, np.inf, -1
-    path = tmp_path / "001" / "gt.exr"
-    write_scene(tmp_path / "001", truth_name=None)
-    out = oiio.ImageOutput.create(str(path))
-    assert out.open(str(path), oiio.ImageSpec(64, 48, 3, "float"))
-    assert out.write_image(light)
-    out.close()
-    loaded = only(tmp_path).load()
-    assert loaded.truth[3, 4].tolist() == [0, 0, 0]
-    assert loaded.truth[7, 8, 1] == 0
-    assert loaded.truth[5, 6, 0] == loaded.truth.max()
-    assert np.isfinite(loaded.truth).all()
-    assert sorted(zip(*np.nonzero(~loaded.known), strict=True)) == [(3, 4), (5, 6)]
-    assert loaded.facts["known_share"] == pytest.approx(1 - 2 / (48 * 64), abs=1e-5)
-
-
-# ---- motion, facts, identity --------------------------------------------------------------------------------------------
-
-
-def test_motion_is_found_where_it_is_and_nowhere_else():
-    light = scene(96, 128)
-    light[30:60, 40:70] = 0.3
-    moved = [light.copy() for _ in range(3)]
-    moved[0][30:60, 40:70] *= 2  # seen by the short photo alone
-    moved[2][70:90, 10:40] *= 0.4  # by the long one
-    bracket = photos(moved, response=GAMMA, dtype=np.uint16, noise=0.01)
-    mask = estimated_motion(light, bracket)
-    assert mask[33:57, 43:67].mean() > 0.99
-    assert mask[73:87, 13:37].mean() > 0.9
-    elsewhere = np.ones(mask.shape, bool)
-    elsewhere[28:62, 38:72] = elsewhere[68:92, 8:42] = False
-    assert mask[elsewhere].mean() < 0.001
-
-
-def test_something_bright_that_the_long_photo_has_clipped_is_motion_and_light_it_cannot_hold_is_not():
-    light = np.full((64, 64, 3), 0.1, np.float32)
-    light[:16] = 2.0  # clips the long photo and the reference, as it should
-    moved = [light, light, light.copy()]
-    moved[2][30:50, 30:50] = 3.0
-    mask = estimated_motion(light, photos(moved, response=GAMMA, dtype=np.uint16))
-    assert mask[32:48, 32:48].all()
-    assert mask[:28].sum() == 0
-
-
-def test_a_photo_that_has_black_says_nothing():
-    light = np.full((64, 64, 3), 0.05, np.float32)
-    lost = light.copy()
-    lost[20:40, 20:40] = 0
-    bracket = photos([lost, light, light], response=GAMMA, dtype=np.uint16)
-    assert not estimated_motion(light, bracket).any()
-
-
-def test_what_the_shared_exponent_of_a_truth_rounds_away_is_no_motion(tmp_path):
-    light = np.full((48, 64, 3), (0.9, 0.9, 0.003), np.float32)
-    light[:4] = 0.1
-    write_scene(tmp_path / "001", light)
-    loaded = only(tmp_path).load()
-    assert loaded.truth[20, 20, 2] == 0  # a third of a step of the red channel
-    assert not loaded.masks["motion"].any()
-
-
-def test_where_the_reference_itself_contradicts_the_truth_nothing_is_called_motion():
-    light = np.full((64, 64, 3), 0.2, np.float32)
-    wrong = light.copy()
-    wrong[20:40, 20:40] = 0.6
-    assert not estimated_motion(wrong, photos(light, response=GAMMA, dtype=np.uint16)).any()
-
-
-def test_simulated_motion_is_mostly_found_and_a_still_scene_has_none(tmp_path):
-    camera = Camera(GAMMA, bits=16, jpeg_quality=None)
-    shares = {}
-    for name, motion in (("still", Motion()), ("moving", Motion(objects=2))):
-        made = simulate(scene(128, 192), [1.0, 4.0, 16.0], camera, motion, seed=3)
-        for photo, frame in zip(NAMES, made.bracket.frames, strict=True):
-            write_photo(tmp_path / name / photo, frame.encoded)
-        (tmp_path / name / "exposure.txt").write_text("0\n2\n4\n")
-        write_hdr(tmp_path / name / "HDRImg.hdr", made.truth / SHORT_WHITE)
-        loaded = next(s for s in find_published(tmp_path) if s.name == name).load()
-        shares[name] = loaded.facts["motion_share"]
-        found = loaded.masks["motion"]
-        if name == "moving":
-            assert made.motion_mask[found].mean() > 0.8  # what is marked did move
-            assert found[made.motion_mask].mean() > 0.3  # much of what moves looks as before
-    assert shares["still"] < 0.01 < shares["moving"]
+# ---- facts, identity -------------------------------------------------------------------------------------------------------
 
 
 def test_facts_and_masks(tmp_path):
