@@ -43,15 +43,15 @@ def test_the_shipped_files_are_one_network(shipped_refiner):
 def test_the_shipped_refiner_sees_no_farther_than_its_halo(shipped_refiner):
     refiner, _ = read_refiner(Path(gmodiff.__file__).parent / "weights" / "compact-refiner.safetensors")
     halo = shipped_refiner.card.halo_px
-    size, middle = 2 * halo + 64, slice(halo, halo + 64)
+    size, middle = 2 * halo + 128, slice(halo + 32, halo + 96)
     dice = torch.Generator().manual_seed(0)
     given = [torch.rand((1, 3, size, size), generator=dice), torch.rand((1, 3, size, size), generator=dice)]
     mask = torch.rand((1, 1, size // 4, size // 4), generator=dice)
     context = [torch.randn((1, w, size // f, size // f), generator=dice) for w, f in zip((64, 128, 192), (8, 16, 32), strict=True)]
     with torch.no_grad():
         before = refiner(*given, mask, context)[..., middle, middle]
-        for values in (*given, mask, *context):  # beyond it, everything changes
-            edge = max(1, 32 * values.shape[-1] // size)
+        for values in (*given, mask, *context):  # beyond it, in the outer 32 pixels, everything changes
+            edge = 32 * values.shape[-1] // size
             inner = values[..., edge:-edge, edge:-edge].clone()
             values.mul_(-1).add_(1)
             values[..., edge:-edge, edge:-edge] = inner

@@ -30,7 +30,7 @@ from gmodiff.model.weights import read_network, write_tensors
 FORMAT = "gmodiff-refiner-1"
 LATENT_SCALE = 1.0
 """What latents are multiplied by before diffusion: training holds each channel near mean 0 and deviation 1 (`losses.latent_loss`)."""
-REFINER_HALO_PX = 96
+REFINER_HALO_PX = 64
 """How far around a pixel the refiner sees as far as it matters (tests/test_refiner.py on random weights of the default size,
 tests/test_refiner_weights.py on those that ship); a multiple of the regressor's stride."""
 

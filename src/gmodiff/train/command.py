@@ -339,6 +339,7 @@ def export(start: Path, output: Path, noise: Path | None, guide: Path | None, th
     assert weights is not None
     _note_unfinished(weights)
     threshold = THRESHOLD if threshold is None else threshold
+    click.echo("tracing the network for ONNX, which takes a while", err=True)
     paths = (
         ship(weights, output, _weights_file("--noise", noise))
         if guide is None

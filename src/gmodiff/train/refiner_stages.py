@@ -34,8 +34,9 @@ from gmodiff.train.stage import INPUTS, Parts, Stage
 UNGUIDED_SHARE = 0.1
 """Of the prior's crops, without the regressor's context: what classifier-free guidance needs (Ho and Salimans 2022), and one ablation."""
 
-SKIPS_WEIGHT = 0.5
-"""Of the autoencoder's loss with skips, beside that without: the latent is what diffusion works on, so it comes first. Not tuned."""
+SKIPS_WEIGHT = 2.0
+"""Of the autoencoder's loss with skips, beside that without. In 3000 steps at 2 from weights of 0.5, pictures came back 1.4 dB better with
+skips, and none the worse without, on unseen scenes of the training pictures."""
 
 USED_SHARE = 0.5
 """Of the one step's loss, on what `refine` takes of its answer."""
