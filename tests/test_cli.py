@@ -146,6 +146,20 @@ def test_models_are_described(capsys):
     assert json.loads(out)[0]["name"] == "compact"
 
 
+def test_cards_of_ones_own_are_described(tmp_path, capsys):
+    shipped = json.loads((Path(gmodiff.__file__).parent / "weights" / "compact-refiner.json").read_text())
+    little = {
+        k: v for k, v in shipped.items() if k not in ("trained_by", "trained_on", "hours", "steps", "scores", "hardware", "parameters")
+    }
+    (tmp_path / "mine.json").write_text(json.dumps(little | {"name": "mine"}))
+    code, out, err = run(["models", str(tmp_path / "mine.json")], capsys)
+    assert (code, err) == (0, "")
+    assert out.startswith("mine ")
+    assert "compact" not in out.splitlines()[0]
+    assert "sd21" not in out
+    assert run(["models", str(tmp_path / "nobody.json")], capsys)[0] == 2
+
+
 def test_a_file_names_the_weights_that_made_it(jpegs, tmp_path, capsys):
     """As `gmodiff models` does: models of one name are not one model."""
     own = json.loads(run(["models", "--json"], capsys)[1])[0]["fingerprint"]

@@ -69,7 +69,7 @@ def test_other_settings_do_not_go_on(store, tmp_path):
     with pytest.raises(InputError, match="was begun with other pictures"):
         loop.train(RECIPE, replace(store, seed=2), tmp_path, workers=0)
     (tmp_path / loop.CHECKPOINT).write_bytes(b"half a file")
-    with pytest.raises(InputError, match="not a checkpoint"):
+    with pytest.raises(InputError, match="not a whole checkpoint"):
         loop.train(RECIPE, store, tmp_path, workers=0)
 
 

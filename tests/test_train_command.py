@@ -13,10 +13,13 @@ import pytest
 import torch
 
 from command_line import run
-from gmodiff.errors import InputError
-from gmodiff.train import loop
+from gmodiff.errors import InputError, OutputError
+from gmodiff.model.regressor import Regressor
+from gmodiff.model.weights import write_weights
+from gmodiff.train import loop, shipping
 from gmodiff.train.scenes import SceneStore, find_sources
-from small_regressor import RECIPE, same, weights_of
+from gmodiff.train.shipping import ship
+from small_regressor import RECIPE, SMALL, same, weights_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -106,3 +109,23 @@ def test_bad_settings_are_one_line(data, cache, tmp_path, more, said):
     assert done.returncode == 2
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("fails", [KeyboardInterrupt, OSError(28, "No space left on device")])
+def test_an_export_that_ends_half_way_leaves_what_was_there(tmp_path, monkeypatch, fails):
+    weights = tmp_path / "w.safetensors"
+    write_weights(Regressor(SMALL), weights, {})
+    card = tmp_path / "out" / "mine.json"
+    ship(weights, card)
+    before = {p.name: p.read_bytes() for p in card.parent.iterdir()}
+    assert sorted(before) == ["mine.json", "mine.onnx", "mine.safetensors"]
+
+    def interrupted(*_: object) -> None:
+        raise fails
+
+    monkeypatch.setattr(shipping, "export_onnx", interrupted)
+    torch.manual_seed(1)
+    write_weights(Regressor(SMALL), weights, {})
+    with pytest.raises((KeyboardInterrupt, OutputError)):
+        ship(weights, card)
+    assert {p.name: p.read_bytes() for p in card.parent.iterdir()} == before

@@ -6,6 +6,7 @@ import json
 import re
 import sys
 import time
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from gmodiff.web.command import serve
 
 if TYPE_CHECKING:
     from gmodiff.image import Bracket
+    from gmodiff.model_card import Card
 
 BAD_INPUT, INTERRUPTED = 2, 130
 MIN_HEADROOM, MAX_HEADROOM = 0.25, 6.0  # as tonemap.render, which takes longer to import than to be told
@@ -351,32 +353,46 @@ def convert_files(weights: str, backbone: str, output: str, fold_lora: bool, for
 
 
 @command.command(short_help="Say which networks are here, and what made them.")
+@click.argument("names", nargs=-1, metavar="[CARD.json]...")
 @click.option("--json", "as_json", is_flag=True, help="Print the cards as JSON.")
-def models(as_json: bool) -> None:
-    """List the models of this package: what each was trained on, for how long, its licence, scores and the hash of its files."""
-    from gmodiff.runtime import model_cards
+def models(names: tuple[str, ...], as_json: bool) -> None:
+    """List the models of this package, or those of the cards given: what each was trained on, for how long, its licence, scores and the
+    hash of its files.
+    """
+    from gmodiff.runtime import load_card, model_cards
 
-    cards = model_cards()
+    cards = [load_card(name) for name in names] if names else model_cards()
     if as_json:
         told = [{"name": c.name, "fingerprint": c.fingerprint, "about": c.about, "sha256": c.sha256, **c.facts} for c in cards]
         click.echo(json.dumps(told, indent=2))
         return
     for card in cards:
-        click.echo(f"{card.label}: {card.about}")
-        facts = card.facts
-        click.echo(f"  {facts['parameters'] / 1e6:.1f} million parameters, up to {card.max_frames} photos, licence {facts['licence']}")
-        click.echo(f"  trained on {facts['trained_on']}")
-        hours = ", ".join(f"{stage} {h:g} h ({facts['steps'].get(stage, 0)} steps)" for stage, h in facts["hours"].items())
-        click.echo(f"  trained by {facts['trained_by']}: {hours}; {facts['hardware']}")
-        if "noise" in facts:
-            beside = facts["noise"]
-            spent = ", ".join(f"{h:g} h ({beside['steps'].get(stage, 0)} steps)" for stage, h in beside["hours"].items())
-            click.echo(f"  beside it, where the reference measured, a noise reducer of {beside['parameters']} parameters: {spent}")
-        for name, scores in facts["scores"].items():
-            click.echo(f"  {name}: " + ", ".join(f"{k} {v:g}" for k, v in scores.items()))
-        for file, digest in card.sha256.items():
-            click.echo(f"  {file} sha256 {digest}")
-    click.echo("sd21: the paper's full-size system, on Stable Diffusion 2.1; its weights are not in this package: see docs/full-model.md")
+        click.echo("\n".join(_told(card)))
+    if not names:
+        click.echo("sd21: the paper's full-size system, on Stable Diffusion 2.1; its weights are not here: see docs/full-model.md")
+
+
+def _told(card: Card) -> Iterator[str]:
+    """What a card says, line by line; cards of converted files say little of how their model was made."""
+    facts = card.facts
+    yield f"{card.label}: {card.about}"
+    size = f"{facts['parameters'] / 1e6:.1f} million parameters, " if "parameters" in facts else ""
+    yield f"  {size}up to {card.max_frames} photos, licence {facts.get('licence', 'not recorded')}"
+    if "trained_by" in facts:
+        yield f"  trained on {facts['trained_on']}"
+        yield f"  trained by {facts['trained_by']}: {_spent(facts)}; {facts['hardware']}"
+    if "noise" in facts:
+        beside = facts["noise"]
+        yield f"  beside it, where the reference measured, a noise reducer of {beside['parameters']} parameters: {_spent(beside)}"
+    for name, scores in facts.get("scores", {}).items():
+        yield f"  {name}: " + ", ".join(f"{k} {v:g}" for k, v in scores.items())
+    for file, digest in card.sha256.items():
+        yield f"  {file} sha256 {digest}"
+
+
+def _spent(facts: Mapping[str, Any]) -> str:
+    """Hours and steps of each stage."""
+    return ", ".join(f"{stage} {hours:g} h ({facts['steps'].get(stage, 0)} steps)" for stage, hours in facts["hours"].items())
 
 
 @command.command(short_help="Print the shell's completion script.")

@@ -131,7 +131,10 @@ def check_weights(path: Path, card: Card) -> None:
     wanted = card.sha256.get(path.name)
     if wanted is None:
         named = ", ".join(sorted(card.sha256)) or "no file"
-        raise InputError(f"model {card.name}: this runtime needs {path.name}, and the card names {named}; name the card as its files are")
+        raise InputError(
+            f"{path.with_suffix(CARD_SUFFIX)}: this runtime needs {path.name} beside it, and the card names {named}: "
+            "give card and files the names they were made with"
+        )
     try:
         found = sha256(path)
     except OSError as error:

@@ -125,7 +125,7 @@ def check_writable(
             raise OutputError(f"{str(path)!r} is not a file name: {reason}") from reason
     for folder in {Path(os.path.realpath(p)).parent for p in (*paths, *others)}:
         if not folder.is_dir():
-            raise OutputError(f"folder {folder} does not exist; create it first")
+            raise OutputError(f"folder {folder} {'is a file' if folder.exists() else 'does not exist; create it first'}")
         try:
             with tempfile.TemporaryFile(dir=folder):
                 pass

@@ -50,12 +50,23 @@ def _finite(_: click.Context, option: click.Parameter, value: float | None) -> f
     return value
 
 
-_GUIDE = click.option(
-    "--regressor", type=click.Path(path_type=Path), metavar="RUN", help="The finished regressor beside which it works: a run or a file."
-)
+def _guide(when: str) -> Callable[..., Any]:
+    return click.option(
+        "--regressor",
+        type=click.Path(path_type=Path),
+        metavar="RUN",
+        help=f"The finished regressor beside which it works: a run or a file.  [{when}]",
+    )
 
 
-def _stage(stage: str, about: str, *more: Callable[..., Any]) -> Callable[..., Any]:
+_GUIDE = _guide("required")
+UNGIVEN = "Steps, crops, scenes and rate that are not given are those of the stage's recipe; a run says them when it begins."
+
+
+def _stage(stage: str, about: str, *more: Callable[..., Any], start: str = "") -> Callable[..., Any]:
+    """A stage's command. start: what --from has to be, where it must be given."""
+    wanted = f"Begin with these weights: a run or a file{start and f', of {start}'}.{start and '  [required]'}"
+
     def wrap(function: Callable[..., Any]) -> Any:
         for option in reversed(
             (
@@ -64,9 +75,7 @@ def _stage(stage: str, about: str, *more: Callable[..., Any]) -> Callable[..., A
                 click.option(
                     "--out", type=click.Path(path_type=Path), required=True, metavar="RUN", help="Checkpoint, log and weights go here."
                 ),
-                click.option(
-                    "--from", "start", type=click.Path(path_type=Path), metavar="RUN", help="Begin with these weights: a run or a file."
-                ),
+                click.option("--from", "start", type=click.Path(path_type=Path), metavar="RUN", help=wanted),
                 click.option(
                     "--cache", type=click.Path(path_type=Path), metavar="FOLDER", help="Keep rendered scenes here (about 15 MB each)."
                 ),
@@ -78,7 +87,7 @@ def _stage(stage: str, about: str, *more: Callable[..., Any]) -> Callable[..., A
                 ),
                 click.option("--steps", type=click.IntRange(min=1), help="Steps in all."),
                 click.option("--batch", type=click.IntRange(min=1), help="Crops a step."),
-                click.option("--crop", type=click.IntRange(min=32), help="Side of a crop in pixels, a multiple of 32."),
+                click.option("--crop", type=click.IntRange(min=32), help="Side of a crop in pixels, a multiple of 32, at most 768."),
                 click.option("--scenes", type=click.IntRange(min=1), help="Different simulated brackets."),
                 click.option("--rate", type=click.FloatRange(min=0, max=1, min_open=True), callback=_finite, help="Largest learning rate."),
                 click.option("--save-every", type=click.IntRange(min=1), help="Steps from checkpoint to checkpoint."),
@@ -92,7 +101,7 @@ def _stage(stage: str, about: str, *more: Callable[..., Any]) -> Callable[..., A
             )
         ):
             function = option(function)
-        return train.command(stage, short_help=about, help=about)(function)
+        return train.command(stage, short_help=about, help=f"{about}\n\n{UNGIVEN}")(function)
 
     return wrap
 
@@ -103,7 +112,7 @@ def regressor(**options: Any) -> None:
     _run("regressor", **options)
 
 
-@_stage("mask", "Train the degradation mask on a finished regressor (stage 2).")
+@_stage("mask", "Train the degradation mask on a finished regressor (stage 2).", start="the regressor")
 def mask(**options: Any) -> None:
     """Stage 2."""
     _run("mask", **options)
@@ -129,13 +138,14 @@ def autoencoder(**options: Any) -> None:
         "--latents", type=click.Choice(["gain", "light"]), default=None,
         help="Of gain maps, as one step needs them, or of radiance itself, a baseline.  [default: gain]",
     ),
+    start="an autoencoder",
 )  # fmt: skip
 def prior(**options: Any) -> None:
     """Stage 3, the generative prior."""
     _run("prior", **options)
 
 
-@_stage("onestep", "Train the one-step refiner on a finished prior (stage 3, last part).", _GUIDE)
+@_stage("onestep", "Train the one-step refiner on a finished prior (stage 3, last part).", _GUIDE, start="a prior")
 def onestep(**options: Any) -> None:
     """Stage 3, one step."""
     _run("onestep", **options)
@@ -147,7 +157,7 @@ def sd21_regressor(**options: Any) -> None:
     _run("sd21-regressor", **options)
 
 
-@_stage("sd21-mask", "Train the full-size regressor's degradation mask (stage 2).")
+@_stage("sd21-mask", "Train the full-size regressor's degradation mask (stage 2).", start="the regressor")
 def sd21_mask(**options: Any) -> None:
     """Stage 2 at full size."""
     _run("sd21-mask", **options)
@@ -156,7 +166,7 @@ def sd21_mask(**options: Any) -> None:
 @_stage(
     "sd21-onestep",
     "Train one step of Stable Diffusion 2.1 with adapters (stage 3).",
-    _GUIDE,
+    _guide("required, unless --from is a run that holds one"),
     click.option("--backbone", metavar="PATH|HUB_ID", help="Stable Diffusion 2.1 base: a diffusers folder or a hub's OWNER/NAME."),
     click.option("--rank", type=click.IntRange(min=1), help="Of the adapters.  [default: 16]"),
     click.option(
@@ -315,8 +325,10 @@ def export(start: Path, output: Path, noise: Path | None, guide: Path | None, th
     \b
       gmodiff train export --from runs/mask --noise runs/noise -o compact.json
       gmodiff train export --from runs/onestep --guide compact.json -o compact-refiner.json
+
+    --refine looks for the refiner of NAME.json as NAME-refiner.json beside it.
     """
-    from gmodiff.model_card import NOISE_SUFFIX
+    from gmodiff.model_card import NOISE_SUFFIX, REFINER_SUFFIX
     from gmodiff.refine import THRESHOLD
     from gmodiff.runtime import load_card
 
@@ -339,17 +351,23 @@ def export(start: Path, output: Path, noise: Path | None, guide: Path | None, th
     assert weights is not None
     _note_unfinished(weights)
     threshold = THRESHOLD if threshold is None else threshold
-    click.echo("tracing the network for ONNX, which takes a while", err=True)
+
+    def say(text: str) -> None:
+        click.echo(text, err=True)
+
     paths = (
-        ship(weights, output, _weights_file("--noise", noise))
+        ship(weights, output, _weights_file("--noise", noise), say)
         if guide is None
-        else ship_refiner(weights, output, load_card(str(guide)), threshold)
+        else ship_refiner(weights, output, load_card(str(guide)), threshold, say)
     )
     if guide is None and noise is None:
         for stale in files_beside:
             stale.unlink(missing_ok=True)  # the card names them no longer
     for path in paths:
         click.echo(f"{path}: {path.stat().st_size / 1e6:.3f} MB")
+    found_as = None if guide is None else guide.with_name(f"{guide.stem}{REFINER_SUFFIX}{guide.suffix}")
+    if found_as is not None and found_as.resolve() != output.resolve():
+        say(f"note: --refine finds the refiner of {guide} as {found_as}; export it there to use it")
 
 
 @train.command(short_help="Put measured scores on a model's card.")

@@ -162,7 +162,8 @@ def _train(
     if first and team.leads:
         say(f"going on at step {first} of {recipe.steps}" if first < recipe.steps else f"finished already: {first} steps of {recipe.steps}")
     elif team.leads:
-        say(f"{recipe.steps} steps; scenes are rendered when they first come up, so the first steps are slow without a full --cache")
+        slow = "" if store.is_full(recipe.scenes) else "; scenes are rendered when they first come up, so the first steps are slow"
+        say(f"{recipe.steps} steps of {recipe.batch} crops of {recipe.crop_px} pixels, {recipe.scenes} scenes, rate {recipe.rate:g}{slow}")
 
     batches = _Told(Batches(store, recipe, (team.rank, team.world)))
     steps = range(first, recipe.steps if stop_after is None else min(stop_after, recipe.steps))
@@ -335,8 +336,8 @@ def _resume(
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         settings = json.loads(state["recipe"])
-    except Exception as error:
-        raise InputError(f"{path}: not a checkpoint of this program ({type(error).__name__}); give another --out") from None
+    except Exception:
+        raise InputError(f"{path}: not a whole checkpoint of this program; give another --out") from None
     now = json.loads(json.dumps(stage.recipe.as_dict() | inputs))
     different = [k for k in now if settings.get(k) != now[k] and k not in _MAY_DIFFER]
     if different:

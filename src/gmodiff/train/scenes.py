@@ -400,7 +400,7 @@ class SceneStore:
 
     def __getitem__(self, number: int) -> TrainingScene:
         """Raises InputError where a source picture cannot be used."""
-        path = None if self.cache is None else self.cache / self.digest / f"scene_{number:06d}.npz"
+        path = self._path(number)
         if path is not None and path.is_file():
             try:
                 with path.open("rb") as opened, np.load(opened) as stored:
@@ -418,6 +418,13 @@ class SceneStore:
             with replacing(path, force=True) as unfinished, unfinished.open("wb") as stream:
                 np.savez(stream, **_arrays(made))  # type: ignore[arg-type]  # names are ours, none is allow_pickle
         return made
+
+    def is_full(self, scenes: int) -> bool:
+        """Whether so many scenes lie in the cache, rendered."""
+        return all(path is not None and path.is_file() for path in map(self._path, range(scenes)))
+
+    def _path(self, number: int) -> Path | None:
+        return None if self.cache is None else self.cache / self.digest / f"scene_{number:06d}.npz"
 
     def _rendered(self, number: int) -> TrainingScene:
         drawn = draw(self.sources, self.seed, number)

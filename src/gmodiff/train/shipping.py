@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from gmodiff.errors import InputError
+from gmodiff.errors import InputError, OutputError
 from gmodiff.evaluate.rows import Row, latest, read_rows
 from gmodiff.model.export import export_onnx
 from gmodiff.model.noise_reducer import NOISE_HALO_PX, NoiseReducer, read_noise_reducer, write_noise_reducer
@@ -28,11 +30,38 @@ LICENCE = "Apache-2.0"
 SCORES = ("psnr_mu", "psnr_l", "pu21_psnr", "jod")
 
 
-def ship(weights: Path, card: Path, noise: Path | None = None) -> list[Path]:
-    """Write card, card.onnx and card.safetensors of a regressor, and where there is one the same two of the noise reducer beside it;
-    returns what was written, the card first. The card has no scores yet: see `add_scores`.
+Say = Callable[[str], None]
+"""Told what is done next, where that takes a while."""
+TRACING = "tracing the network for ONNX, which takes a while"
+
+
+def _silent(_: str) -> None:
+    pass
+
+
+@contextmanager
+def _together(card: Path) -> Iterator[Path]:
+    """A card's path in a folder of its own. What is written there takes its place beside `card` when all of it is finished, the card last;
+    what is interrupted leaves nothing, and what was there before as it was. Raises OutputError where it cannot be written.
+    """
+    try:
+        card.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{card.stem}-", dir=card.parent) as folder:
+            yield Path(folder) / card.name
+            for path in sorted(Path(folder).iterdir(), key=lambda p: p.name == card.name):
+                path.replace(card.with_name(path.name))
+    except OSError as error:
+        raise OutputError(f"{card}: cannot be written ({error.strerror or error})") from None
+
+
+def ship(weights: Path, card: Path, noise: Path | None = None, say: Say = _silent) -> list[Path]:
+    """Write card, card.onnx and card.safetensors of a regressor, and where there is one the same two of the noise reducer beside it, all
+    of them or none; returns what was written, the card first. The card has no scores yet: see `add_scores`.
+
+    Raises InputError for weights that are not to ship, OutputError where the files cannot be written.
     """
     if stored_format(weights) == REFINER_FORMAT:
+        _refuse_unfinished(weights, read_refiner(weights)[1])
         raise InputError(f"{weights} holds a refiner: give the card of the regressor it was trained beside with --guide")
     network, facts = read_weights(weights)
     _refuse_broken(weights, network)
@@ -40,13 +69,13 @@ def ship(weights: Path, card: Path, noise: Path | None = None) -> list[Path]:
         raise InputError(f"{weights} has no trained mask (steps: {facts['steps']}): gmodiff train mask makes it")
     if noise is not None:
         _check_noise(noise, digest(network))  # before anything is written
-    single = card.with_suffix(".safetensors")
-    card.parent.mkdir(parents=True, exist_ok=True)
-    write_weights(network, single, facts | {"name": card.stem}, half=True)
+    say(TRACING)
     own = {"name": card.stem, "about": ABOUT, "max_frames": MAX_FRAMES, "stride": STRIDE, "halo_px": HALO_PX, "gain_limit": GAIN_LIMIT}
     own["weights"] = digest(network)
-    beside = [] if noise is None else _noise_shipped(noise, card, own)
-    return _shipped(card, single, own, network, facts, beside)
+    with _together(card) as unfinished:
+        write_weights(network, unfinished.with_suffix(".safetensors"), facts | {"name": card.stem}, half=True)
+        beside = [] if noise is None else _noise_shipped(noise, unfinished, own)
+        return _shipped(card, unfinished, own, network, facts, beside)
 
 
 def _check_noise(weights: Path, guide: str) -> tuple[NoiseReducer, dict[str, Any]]:
@@ -69,22 +98,19 @@ def _noise_shipped(weights: Path, card: Path, own: dict[str, Any]) -> list[Path]
     return [graph, single]
 
 
-def ship_refiner(weights: Path, card: Path, guide: Card, threshold: float) -> list[Path]:
-    """Write card, card.onnx and card.safetensors of a refiner.
+def ship_refiner(weights: Path, card: Path, guide: Card, threshold: float, say: Say = _silent) -> list[Path]:
+    """Write card, card.onnx and card.safetensors of a refiner, all of them or none; as `ship`.
 
     guide: of the regressor it was trained beside.   threshold: degradation, 0..1, from which it refines.
     """
     network, facts = read_refiner(weights)
     _refuse_broken(weights, network)
-    if not facts.get("steps", {}).get("onestep"):
-        raise InputError(f"{weights} is not trained for one step yet (steps: {facts.get('steps', {})}): gmodiff train onestep does it")
+    _refuse_unfinished(weights, facts)
     if facts.get("answer") != REFINER_ANSWER:
         raise InputError(f"{weights} was trained by an older version, for another answer: go on with gmodiff train onestep --from it")
     if guide.kind != "regressor" or facts.get("guide") != guide.facts.get("weights"):
         raise InputError(f"{weights} was not trained beside model {guide.name}: give the card of its regressor with --guide")
-    single = card.with_suffix(".safetensors")
-    card.parent.mkdir(parents=True, exist_ok=True)
-    write_refiner(network, single, facts | {"name": card.stem}, half=True)
+    say(TRACING)
     own = {
         "name": card.stem,
         "about": ABOUT_REFINER,
@@ -97,7 +123,16 @@ def ship_refiner(weights: Path, card: Path, guide: Card, threshold: float) -> li
         "threshold": threshold,
         "answer": REFINER_ANSWER,
     }
-    return _shipped(card, single, own, network, facts)
+    with _together(card) as unfinished:
+        write_refiner(network, unfinished.with_suffix(".safetensors"), facts | {"name": card.stem}, half=True)
+        return _shipped(card, unfinished, own, network, facts)
+
+
+def _refuse_unfinished(weights: Path, facts: Mapping[str, Any]) -> None:
+    done = [stage for stage, steps in facts.get("steps", {}).items() if steps]
+    if "onestep" not in done:
+        trained = ", ".join(done) or "nothing"
+        raise InputError(f"{weights} is not trained for one step yet (trained: {trained}): autoencoder, prior and onestep make a refiner")
 
 
 def _refuse_broken(weights: Path, network: nn.Module) -> None:
@@ -134,9 +169,10 @@ def _of_stages(said: Mapping[str, str]) -> str:
 
 
 def _shipped(
-    card: Path, single: Path, own: dict[str, Any], network: nn.Module, facts: dict[str, Any], beside: Sequence[Path] = ()
+    card: Path, unfinished: Path, own: dict[str, Any], network: nn.Module, facts: dict[str, Any], beside: Sequence[Path] = ()
 ) -> list[Path]:
-    graph = card.with_suffix(".onnx")
+    """Graph and card beside the weights already written; where all of them are going to lie. unfinished: the card, until then."""
+    single, graph = unfinished.with_suffix(".safetensors"), unfinished.with_suffix(".onnx")
     # What was rounded to half precision is what the graph holds too.
     export_onnx(OnArrays.read(own.get("kind", "regressor"), single), graph)
     content: dict[str, Any] = {
@@ -146,8 +182,8 @@ def _shipped(
         **_made(network, facts),
         "scores": {},
     }
-    _write(card, content)
-    return [card, graph, single, *beside]
+    _write(unfinished, content)
+    return [card, *(card.with_name(p.name) for p in (graph, single, *beside))]
 
 
 def add_scores(card: Path, rows: Sequence[Path], method: str) -> None:
