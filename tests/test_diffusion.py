@@ -35,11 +35,20 @@ def test_many_steps_with_the_right_noise_end_at_the_latent():
     """A predictor that knows the latent: the noise is what lies between."""
     latent, start = torch.full((1, 2, 3, 3), 0.7), torch.randn((1, 2, 3, 3), generator=torch.Generator().manual_seed(1))
 
+    seen = []
+
     def predict(noisy, step):
         abar = alphas_cumprod()[step]
+        seen.append((noisy, abar))
         return (noisy - math.sqrt(abar) * latent) / math.sqrt(1 - abar)
 
     for steps in (1, 5, 50):
+        seen.clear()
         torch.testing.assert_close(ddim_sample(predict, start, steps), latent, atol=1e-3, rtol=0)
+        # The last step would end there from anywhere: without randomness, one and the same noise is left on the way.
+        noise = (start - math.sqrt(seen[0][1]) * latent) / math.sqrt(1 - seen[0][1])
+        assert len(seen) == steps
+        for noisy, abar in seen:
+            torch.testing.assert_close(noisy, math.sqrt(abar) * latent + math.sqrt(1 - abar) * noise, atol=1e-4, rtol=1e-3)
     with pytest.raises(ValueError, match="0 steps"):
         ddim_sample(predict, start, 0)

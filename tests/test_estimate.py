@@ -52,7 +52,7 @@ class Fake:
 
 @pytest.fixture(scope="module")
 def moving():
-    return small_scene(height=300, width=460)
+    return small_scene(height=300, width=580)
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +167,7 @@ def test_small_and_odd_pictures_pass(compact):
 
 
 def test_a_tile_too_small_is_refused(compact):
-    with pytest.raises(InputError, match="expected 384 pixels a side or more"):
+    with pytest.raises(InputError, match="expected 512 pixels a side or more"):
         Estimator(compact, (64, 64))
 
 
@@ -180,9 +180,15 @@ def test_out_of_memory_says_what_to_do(aligned):
         Estimator(Full())(*aligned)
 
 
-def test_a_broken_network_is_refused(aligned):
+@pytest.mark.parametrize("name", ["change", "residual", "degradation"])
+def test_a_broken_network_is_refused(aligned, name):
+    class Broken(Fake):
+        def __call__(self, inputs):
+            said = super().__call__(inputs)
+            return said | {name: np.full_like(said[name], np.nan)}
+
     with pytest.raises(InputError, match="fake returned values that are not finite"):
-        Estimator(Fake(float("nan")))(*aligned)
+        Estimator(Broken())(*aligned)
 
 
 class Echo(Fake):

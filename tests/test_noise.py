@@ -326,7 +326,7 @@ def test_runtimes_agree(compact):
     found.append(NoiseReduction(compact.noise_reducer)(bracket, truth, truth))
     assert np.abs(found[0]).max() > 30
     assert np.abs(found[0].astype(int) - found[1]).max() <= 2
-    assert np.abs(found[0].astype(int) - found[2]).mean() < 2  # bfloat16 where the processor has it
+    assert np.abs(found[0].astype(int) - found[2]).max() <= 2
 
 
 def test_other_weights_than_the_card_names_are_refused(tmp_path):

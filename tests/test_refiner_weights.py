@@ -13,6 +13,7 @@ from gmodiff.model.refiner import read_refiner
 from gmodiff.refine import CONTEXT as CONTEXT_NAMES
 from gmodiff.refine import Refinement
 from gmodiff.runtime import load_card, load_refiner
+from gmodiff.tiling import tile_cores
 from refiner_shapes import CONTEXT
 from synthetic import photos
 
@@ -157,8 +158,30 @@ def test_no_seam_between_tiles_that_are_refined(shipped_refiner):
 
     whole, tiled, plain = (
         gain((4096, 4096), Refinement(shipped_refiner)),
-        gain((4096, 672), Refinement(shipped_refiner)),
+        gain((4096, 768), Refinement(shipped_refiner)),
         gain((4096, 4096)),
     )
-    assert np.abs(whole - plain)[:, 570:582].max() > 3e-3
+    reach = model.card.halo_px + shipped_refiner.card.halo_px
+    seam = tile_cores(bracket.shape[1], 768, reach)[0][1]
+    assert np.abs(whole - plain)[:, seam - 4 : seam + 4].max() > 3e-3
+    assert np.abs(whole - tiled).max() < 1e-3
+
+
+@pytest.mark.parametrize("columns", [576, 672, 800])
+def test_no_seam_between_tiles_where_something_bright_moved(columns):
+    """Beside one that is not refined: here a halo of 96 pixels left 1.5e-3."""
+    from gmodiff.align import align
+    from gmodiff.gainmap import mu_gain
+    from gmodiff.merge import merge
+    from gmodiff.runtime import load_model
+
+    bracket = photos([np.roll(np.tile(_written_scene(moved), (1, 2, 1)), 80, axis=1) for moved in (0, 48, 96)], noise=0.004, seed=3)
+    alignments = tuple(align(bracket))
+    merged = merge(bracket, alignments, with_motion=True).radiance
+    model = load_model("compact", exact=True)
+    encoded, white = bracket.frames[bracket.reference].encoded / np.float32(255), np.float32(1 / bracket.relative_exposures[0])
+    whole, tiled = (
+        mu_gain(Estimator(model, (4096, side))(bracket, alignments, merged).radiance / white, encoded) for side in (4096, columns)
+    )
+    assert bracket.shape[1] > columns
     assert np.abs(whole - tiled).max() < 1e-3

@@ -180,7 +180,7 @@ class Estimator:
         if progress is not None:
             progress(1.0)
         del band  # as large as what follows
-        if not np.isfinite(change.sum(dtype=np.float64)):
+        if not np.isfinite(change.sum(dtype=np.float64) + residual.sum(dtype=np.float64)) or mask.broken:
             raise InputError(f"model {card.name} returned values that are not finite: its weights are broken; take another --model")
         return replace(
             _applied(feed, change, residual, mask, card, left_out=left_out),
@@ -226,18 +226,24 @@ def frames_for(bracket: Bracket, most: int) -> list[int]:
 
 
 class _Mask:
-    """The degradation mask, put together at the size the network gives it. small: (rows, columns) uint8, 0..255."""
+    """The degradation mask, put together at the size the network gives it.
+
+    small: (rows, columns) uint8, 0..255.   broken: some of it was not finite.
+    """
 
     def __init__(self, height: int, width: int) -> None:
         self._shape = height, width
         self._cell = 1
         self.small = np.zeros((0, 0), np.uint8)
+        self.broken = False
 
     def put(self, part: F32, inner: tuple[slice, slice], core: tuple[slice, slice], tile_rows: int) -> None:
         """part: 0..1, of a tile of tile_rows; inner of it belongs to core of the picture; their starts are multiples of the cell."""
         if not self.small.size:
             self._cell = tile_rows // part.shape[0]
             self.small = np.zeros([-(-s // self._cell) for s in self._shape], np.uint8)
+        self.broken |= not np.isfinite(part.sum(dtype=np.float64))
+        part = np.nan_to_num(part) if self.broken else part
         cells = [[slice(s.start // self._cell, -(-s.stop // self._cell)) for s in area] for area in (inner, core)]
         self.small[tuple(cells[1])] = np.rint(part[tuple(cells[0])] * np.float32(255))
 
@@ -285,7 +291,7 @@ class _Feed:
             put(band["merged"][0, :, here], self.merged[full])
             put(band["encoded"][0, :, here], self.encoded(full))
 
-        for_each_strip(strip, rows, rows=STRIP_ROWS // self.shrink)
+        for_each_strip(strip, rows, rows=max(1, STRIP_ROWS // self.shrink))
         for values in band.values():
             values[..., :rows, columns:] = values[..., :rows, columns - 1 : columns]
             values[..., rows:, :] = values[..., rows - 1 : rows, :]

@@ -108,12 +108,12 @@ def load_refiner(name: str = DEFAULT_MODEL, *, runtime: str = "auto", device: st
     a small difference of large values. Raises InputError where there is none; the rest as `load_model`.
     """
     refiner_card(name)
-    return load_model(str(_refiner_path(name)), runtime=runtime, device=device, exact=True)
+    return load_model(str(refiner_path(name)), runtime=runtime, device=device, exact=True)
 
 
 def refiner_card(name: str) -> Card:
     """The card of a model's refiner, without loading it. Raises InputError where there is none, FileFormatError where it cannot be used."""
-    own = _refiner_path(name)
+    own = refiner_path(name)
     model = own.stem.removesuffix(REFINER_SUFFIX)
     if model.endswith(REFINER_SUFFIX):
         raise InputError(f"model {model} is a refiner, which works beside a regressor: give --model {model.removesuffix(REFINER_SUFFIX)}")
@@ -124,10 +124,11 @@ def refiner_card(name: str) -> Card:
 
 def has_refiner(name: str) -> bool:
     """Whether `load_refiner` would find one. Raises InputError for a model that is not there."""
-    return name != FULL_MODEL and _refiner_path(name).is_file()
+    return name != FULL_MODEL and refiner_path(name).is_file()
 
 
-def _refiner_path(name: str) -> Path:
+def refiner_path(name: str) -> Path:
+    """Where the card of a model's refiner lies, if it has one. Raises InputError for a model that is not there."""
     path = _card_path(name)
     return path.with_name(f"{path.stem}{REFINER_SUFFIX}{CARD_SUFFIX}")
 

@@ -206,7 +206,7 @@ def _run(
     from gmodiff.train.loop import train
     from gmodiff.train.recipes import RECIPES
     from gmodiff.train.scenes import SIZE_PX, SceneStore, find_sources
-    from gmodiff.train.stages import BESIDE_REGRESSOR, regressor_of
+    from gmodiff.train.stages import BESIDE_REGRESSOR, NEEDED, needed_first, regressor_of
 
     if crop is not None and (crop % 32 or crop > SIZE_PX):
         raise InputError(f"--crop {crop}: expected a multiple of 32, at most {SIZE_PX}")
@@ -228,6 +228,8 @@ def _run(
     start, regressor = _weights_file("--from", start), _weights_file("--regressor", regressor)
     for given_as in (start, regressor):
         _note_unfinished(given_as, but=stage)
+    if stage in NEEDED and start is None:
+        raise InputError(needed_first(stage))  # before every picture is looked at
     if stage in BESIDE_REGRESSOR:
         regressor_of(stage, regressor)  # before every picture is looked at
     holds_regressor = stage in ("mask", "sd21-mask") or (stage == "sd21-onestep" and regressor is None)
@@ -251,12 +253,10 @@ def _run(
     except KeyboardInterrupt:
         click.echo(f"gmodiff: stopped; the same command goes on from the last checkpoint in {out}, if there is one", err=True)
         sys.exit(INTERRUPTED)
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, MemoryError):
         asked = f"{recipe.batch} crops of {recipe.crop_px} pixels"
         first = "give --recompute and go on; or " if recipe.stage == "sd21-onestep" and not recipe.recompute else ""
-        raise InputError(
-            f"not enough GPU memory for {asked}: {first}give another --out and a smaller --batch or --crop, or --bf16"
-        ) from None
+        raise InputError(f"not enough memory for {asked}: {first}give another --out and a smaller --batch or --crop, or --bf16") from None
     if weights is not None:
         click.echo(weights)
 
@@ -328,9 +328,9 @@ def export(start: Path, output: Path, noise: Path | None, guide: Path | None, th
 
     --refine looks for the refiner of NAME.json as NAME-refiner.json beside it.
     """
-    from gmodiff.model_card import NOISE_SUFFIX, REFINER_SUFFIX
+    from gmodiff.model_card import NOISE_SUFFIX
     from gmodiff.refine import THRESHOLD
-    from gmodiff.runtime import load_card
+    from gmodiff.runtime import load_card, refiner_path
 
     if threshold is not None and guide is None:
         raise InputError(f"--threshold {threshold:g} is a refiner's: give the card of its regressor with --guide")
@@ -365,7 +365,7 @@ def export(start: Path, output: Path, noise: Path | None, guide: Path | None, th
             stale.unlink(missing_ok=True)  # the card names them no longer
     for path in paths:
         click.echo(f"{path}: {path.stat().st_size / 1e6:.3f} MB")
-    found_as = None if guide is None else guide.with_name(f"{guide.stem}{REFINER_SUFFIX}{guide.suffix}")
+    found_as = None if guide is None else refiner_path(str(guide))
     if found_as is not None and found_as.resolve() != output.resolve():
         say(f"note: --refine finds the refiner of {guide} as {found_as}; export it there to use it")
 

@@ -380,7 +380,8 @@ class _Log:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = [line for line in _lines(path) if line["step"] <= first] if path.is_file() else []
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        with replacing(path, force=True) as unfinished:
+            unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
     def add(self, step: int, values: dict[str, float], began: float) -> None:
         for name, value in values.items():
@@ -392,7 +393,9 @@ class _Log:
             self._sums, self._count = {}, 0
 
     def check(self, step: int, values: dict[str, float], seconds: float) -> None:
-        self._write({"step": step, "seconds": round(seconds, 1), "check": {k: round(v, 5) for k, v in values.items()}})
+        self._write(
+            {"step": step, "seconds": round(seconds, 1), "check": {k: round(v, 5) if math.isfinite(v) else None for k, v in values.items()}}
+        )
 
     def _write(self, line: dict[str, Any]) -> None:
         if self._leads:

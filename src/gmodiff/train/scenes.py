@@ -113,7 +113,7 @@ def _check_photo(path: Path) -> None:
             width, height = photo.size
             photo.draft("RGB", (width // 8, height // 8))  # decoded to its end, but small
             photo.load()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # a broken PNG is a SyntaxError to Pillow
         raise InputError(f"{path}: not a photo that can be read ({error}); take it out of the training data") from None
     least = SIZE_PX + 2 * MARGIN_PX
     if min(width, height) < least:

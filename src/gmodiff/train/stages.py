@@ -34,7 +34,7 @@ def begin(recipe: Recipe, start: Path | None, regressor: Path | None = None, bac
     if recipe.stage in ("regressor", "mask"):
         network, before = (Regressor(recipe.shape), {}) if start is None else read_weights(start)
         if recipe.stage == "mask" and start is None:
-            raise InputError("the mask is trained on a finished regressor: give its run or weights with --from")
+            raise InputError(needed_first(recipe.stage))
         if start is not None and network.shape != recipe.shape:
             raise InputError(f"{start} holds a network of another shape ({network.shape.as_dict()}) than the recipe trains")
         if recipe.stage == "regressor":
@@ -51,9 +51,8 @@ def begin(recipe: Recipe, start: Path | None, regressor: Path | None = None, bac
         raise InputError(f"{start} holds a refiner of another shape ({shapes}) than the recipe trains")
     if recipe.stage == "autoencoder":
         return AutoencoderStage(recipe, _without(before, "prior", "onestep"), refiner)
-    needed, article = {"prior": ("autoencoder", "an"), "onestep": ("prior", "a")}[recipe.stage]
-    if start is None or needed not in before.get("steps", {}):
-        raise InputError(f"{recipe.stage} is trained on {article} {needed}: give its run or weights with --from (now {start or 'nothing'})")
+    if start is None or NEEDED[recipe.stage][1] not in before.get("steps", {}):
+        raise InputError(needed_first(recipe.stage, start))
     of = before.get("latents", "gain")
     if recipe.stage == "prior":
         if "prior" in before["steps"] and of != recipe.latents:
@@ -70,6 +69,15 @@ def begin(recipe: Recipe, start: Path | None, regressor: Path | None = None, bac
     if guide.shape.widths[1:] != refiner.denoiser.shape.context:
         raise InputError(f"--regressor {regressor} has features of {guide.shape.widths[1:]} channels, expected {shapes[1].context}")
     return (PriorStage if recipe.stage == "prior" else OneStepStage)(recipe, before, refiner, guide)
+
+
+NEEDED = {"mask": ("a finished", "regressor"), "prior": ("an", "autoencoder"), "onestep": ("a", "prior")}
+"""Stages that go on from another, and which."""
+
+
+def needed_first(stage: str, start: Path | None = None) -> str:
+    """What a stage of NEEDED is told that has not got what it goes on from."""
+    return f"{stage} is trained on {' '.join(NEEDED[stage])}: give its run or weights with --from (now {start or 'nothing'})"
 
 
 BESIDE_REGRESSOR = {"noise": "is reduced beside", "prior": "is guided by", "onestep": "is guided by"}
