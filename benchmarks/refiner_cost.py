@@ -11,7 +11,7 @@ so many pixels a side, scaled by area to 1500x1000 and by 50 steps, beside the w
 from __future__ import annotations
 
 import argparse
-import json
+import os
 import statistics
 import subprocess
 import sys
@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -99,14 +100,15 @@ def photos(place: Path, megapixels: float) -> list[Path]:
     return found
 
 
-def merged(given: Sequence[Path], more: Sequence[str], place: Path) -> float:
-    """Seconds of `gmodiff merge`, the whole process."""
-    words = ["merge", *map(str, given), *more, "-o", f"{place}/out.jpg", "--force", "--json"]
+def merged(given: Sequence[Path], more: Sequence[str], place: Path) -> tuple[float, float]:
+    """Seconds and peak MB of `gmodiff merge`, the whole process."""
+    words = ["merge", *map(str, given), *more, "-o", f"{place}/out.jpg", "--force", "--quiet"]
     began = time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", "gmodiff", *words], capture_output=True, text=True, check=True)
-    took = time.perf_counter() - began
-    json.loads(done.stdout)
-    return took
+    process = subprocess.Popen([sys.executable, "-m", "gmodiff", *words], stdout=subprocess.DEVNULL)
+    _, status, used = os.wait4(process.pid, 0)
+    if status:
+        raise RuntimeError(f"gmodiff merge failed ({status})")
+    return time.perf_counter() - began, used.ru_maxrss / 1024
 
 
 class Counted:
@@ -142,13 +144,14 @@ def command(megapixels: float, runs: int) -> None:
         place = Path(folder)
         given = photos(place, megapixels)
         some, of = squares(given)
-        times: dict[str, list[float]] = {"0": [], "1": []}
+        found: dict[str, list[tuple[float, float]]] = {"0": [], "1": []}
         for _ in range(runs):
-            for share, found in times.items():
-                found.append(merged(given, ["--refine", share], place))
-        plain, refined = (statistics.median(times[s]) for s in ("0", "1"))
+            for share, made in found.items():
+                made.append(merged(given, ["--refine", share], place))
+        (plain, plain_mb), (refined, refined_mb) = (np.median(found[s], axis=0) for s in ("0", "1"))
         print(f"{megapixels:g} megapixels, {some} of {of} squares refined, the whole command:")
-        print(f"  {plain:.2f} s, refined {refined:.2f} s ({refined - plain:+.2f} s); runs {times}")
+        print(f"  {plain:.2f} s, refined {refined:.2f} s ({refined - plain:+.2f} s); {plain_mb:.0f} MB, refined {refined_mb:.0f} MB")
+        print(f"  runs: {found}")
 
 
 def against_sd21(side: int, runs: int) -> None:
@@ -172,7 +175,7 @@ def against_sd21(side: int, runs: int) -> None:
         print(f"  scaled to {STEPS} steps without guidance at 1500x1000: {scaled[-1]:.0f} s")
     with tempfile.TemporaryDirectory() as folder:
         given = photos(Path(folder), 1.5)
-        ours = statistics.median(merged(given, ["--refine", "1"], Path(folder)) for _ in range(runs))
+        ours = statistics.median(merged(given, ["--refine", "1"], Path(folder))[0] for _ in range(runs))
     print(f"gmodiff merge --refine 1 at 1500x1000, whole: {ours:.2f} s; ratio {scaled[0] / ours:.0f} and {scaled[1] / ours:.0f}")
 
 

@@ -30,8 +30,8 @@ from gmodiff.refine import Refinement
 from gmodiff.tiling import STRIP_ROWS, for_each_strip, tile_cores, tile_shape, tile_start
 from gmodiff.upsampling import enlarged_rows
 
-TILE_AREA_PX = 1_400_000
-"""Most that the network gets at once, its surroundings included, unless the caller says otherwise: about 0.5 GB."""
+TILE_AREA_PX = 1_200_000
+"""Most that the network gets at once, its surroundings included, unless the caller says otherwise: it decides about the memory of a merge."""
 
 ESTIMATED_PX = 3_000_000
 """About how many pixels of a picture the network is given unless the caller says otherwise: larger ones are made smaller by a whole
