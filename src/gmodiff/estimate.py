@@ -31,7 +31,7 @@ from gmodiff.tiling import STRIP_ROWS, for_each_strip, tile_cores, tile_shape, t
 from gmodiff.upsampling import enlarged_rows
 
 TILE_AREA_PX = 1_200_000
-"""Most that the network gets at once, its surroundings included, unless the caller says otherwise; most of a merge's memory follows from it."""
+"""Most that the network gets at once, its surroundings included, unless the caller says otherwise; it decides about memory."""
 
 ESTIMATED_PX = 3_000_000
 """About how many pixels of a picture the network is given unless the caller says otherwise: larger ones are made smaller by a whole
