@@ -392,6 +392,9 @@ def test_removing_the_merge_that_is_looked_at_closes_it_and_frees_its_files(page
     page.click("li[data-job] button:has-text('Remove')")
     page.wait_for_selector("#viewer", state="hidden")
     until(page, "document.querySelectorAll('li[data-job]').length === 0")
+    deadline = time.monotonic() + 30  # the page does not wait for the files to be gone
+    while list(served.folders[0].glob("merge-*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
     assert not list(served.folders[0].glob("merge-*"))
 
 
