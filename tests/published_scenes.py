@@ -6,10 +6,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import pytest
 
+from dataset_files import write_hdr
 from gmodiff.datasets.published import PublishedScene, find_published
-from gmodiff.errors import GMODiffError, InputError
 from gmodiff.image import Bracket
 from gmodiff.radiometry import CameraResponse
 from synthetic import photos, scene
@@ -30,11 +29,6 @@ def bracket16(radiance: np.ndarray, stops: tuple[float, ...] = (-2.0, 0.0, 2.0))
 def write_photo(path: Path, codes: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     assert cv2.imwrite(str(path), codes[..., ::-1])
-
-
-def write_hdr(path: Path, linear: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    assert cv2.imwrite(str(path), np.ascontiguousarray(linear[..., ::-1], np.float32))
 
 
 def write_scene(
@@ -61,17 +55,6 @@ def write_scene(
 def only(root: Path) -> PublishedScene:
     (found,) = find_published(root)
     return found
-
-
-def fails(source: PublishedScene, *words: str, kind: type[GMODiffError] = InputError) -> None:
-    """load raises one line that names the scene and holds all words."""
-    with pytest.raises(kind) as caught:
-        source.load()
-    message = str(caught.value)
-    assert "\n" not in message
-    assert message.startswith(f"{source.name}: ")
-    for word in words:
-        assert word in message
 
 
 def beside_a_good_one(tmp_path: Path) -> PublishedScene:

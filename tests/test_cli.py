@@ -18,6 +18,8 @@ from PIL import Image
 import gmodiff
 from command_line import run
 from gmodiff.cli import command
+from gmodiff.runtime import load_card
+from gmodiff.train.scenes import SIZE_PX
 from synthetic import photos, scene
 
 SOURCE = Path(gmodiff.__file__).parents[1]
@@ -144,6 +146,14 @@ def test_models_are_described(capsys):
     assert "licence Apache-2.0" in out
     code, out, _ = run(["models", "--json"], capsys)
     assert json.loads(out)[0]["name"] == "compact"
+
+
+def test_help_says_the_sizes_that_are_refused(capsys):
+    """--help loads neither networks nor their cards."""
+    plain, refiner = (load_card(name) for name in ("compact", "compact-refiner"))
+    least = [2 * (reach + plain.halo_px) for reach in (plain.halo_px, plain.halo_px + refiner.halo_px)]
+    assert f"{least[0]} or more (refined: {least[1]})" in " ".join(run(["merge", "--help"], capsys)[1].split())
+    assert f"at most {SIZE_PX}" in " ".join(run(["train", "regressor", "--help"], capsys)[1].split())
 
 
 def test_cards_of_ones_own_are_described(tmp_path, capsys):

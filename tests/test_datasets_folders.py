@@ -7,11 +7,11 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
+from dataset_files import fails, write_hdr
 from gmodiff.datasets.folders import FolderScene, find_brackets
 from gmodiff.errors import FileFormatError, InputError
 from gmodiff.image import HDRImage
@@ -56,23 +56,9 @@ def images(*names: str) -> list[dict[str, str]]:
     return [{"file": name} for name in names]
 
 
-def write_hdr(path: Path, linear: np.ndarray) -> None:
-    assert cv2.imwrite(str(path), np.ascontiguousarray(linear[..., ::-1], np.float32))
-
-
 def only(root: Path) -> FolderScene:
     (found,) = find_brackets(root)
     return found
-
-
-def fails(source: FolderScene, *words: str, kind: type[InputError] = InputError) -> None:
-    with pytest.raises(kind) as caught:
-        source.load()
-    message = str(caught.value)
-    assert "\n" not in message
-    assert message.startswith(f"{source.name}: ")
-    for word in words:
-        assert word in message
 
 
 # ---- what is found ------------------------------------------------------------------------------------------------------

@@ -10,11 +10,12 @@ import numpy as np
 import OpenImageIO as oiio
 import pytest
 
+from dataset_files import fails, write_hdr
 from gmodiff.datasets.published import find_published, natural_key, read_float_picture
 from gmodiff.errors import InputError
 from gmodiff.image import Bracket, HDRImage
 from gmodiff.writer import write
-from published_scenes import NAMES, SHORT_WHITE, bracket16, fails, only, write_hdr, write_photo, write_scene
+from published_scenes import NAMES, SHORT_WHITE, bracket16, only, write_photo, write_scene
 from synthetic import scene
 
 # ---- meaning of the numbers ------------------------------------------------------------------------------------------------

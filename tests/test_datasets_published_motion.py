@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from dataset_files import write_hdr
 from gmodiff.datasets.published import estimated_motion, find_published
 from gmodiff.moving_scene import Motion
 from gmodiff.simulate import Camera, simulate
-from published_scenes import GAMMA, NAMES, SHORT_WHITE, only, write_hdr, write_photo, write_scene
+from published_scenes import GAMMA, NAMES, SHORT_WHITE, only, write_photo, write_scene
 from synthetic import photos, scene
 
 

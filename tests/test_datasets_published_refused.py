@@ -7,8 +7,9 @@ import numpy as np
 import OpenImageIO as oiio
 import pytest
 
+from dataset_files import fails, write_hdr
 from gmodiff.errors import FileFormatError
-from published_scenes import NAMES, SHORT_WHITE, beside_a_good_one, fails, only, write_hdr, write_photo, write_scene
+from published_scenes import NAMES, SHORT_WHITE, beside_a_good_one, only, write_photo, write_scene
 from synthetic import scene
 
 

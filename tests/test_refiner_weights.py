@@ -137,14 +137,14 @@ def test_letters_faces_and_windows_outside_the_mask_stay_as_they_are(shipped_ref
     assert ((refined.radiance >= least) & (refined.radiance <= most))[measured].all()
 
 
-def test_no_seam_between_tiles_that_are_refined(shipped_refiner):
-    """The refiner sees as far again as the regressor, whose tile has to reach that much farther."""
+@pytest.fixture(scope="module")
+def gain_in_tiles():
+    """A scene twice side by side, what is refined where tiles meet: its columns, the model, and the gain in tiles of so many of them."""
     from gmodiff.align import align
     from gmodiff.gainmap import mu_gain
     from gmodiff.merge import merge
     from gmodiff.runtime import load_model
 
-    # Twice side by side, what is refined where tiles meet.
     bracket = photos([np.roll(np.tile(_written_scene(moved), (1, 2, 1)), 80, axis=1) for moved in (0, 48, 96)], noise=0.004, seed=3)
     alignments = tuple(align(bracket))
     merged = merge(bracket, alignments, with_motion=True).radiance
@@ -152,36 +152,26 @@ def test_no_seam_between_tiles_that_are_refined(shipped_refiner):
     encoded = bracket.frames[bracket.reference].encoded / np.float32(255)
     white = np.float32(1 / bracket.relative_exposures[0])
 
-    def gain(tile, refinement=None):
-        made = Estimator(model, tile, refinement=refinement)(bracket, alignments, merged)
+    def gain(columns, refinement=None):
+        made = Estimator(model, (4096, columns), refinement=refinement)(bracket, alignments, merged)
         return mu_gain(made.radiance / white, encoded)
 
-    whole, tiled, plain = (
-        gain((4096, 4096), Refinement(shipped_refiner)),
-        gain((4096, 768), Refinement(shipped_refiner)),
-        gain((4096, 4096)),
-    )
+    return bracket.shape[1], model, gain
+
+
+def test_no_seam_between_tiles_that_are_refined(shipped_refiner, gain_in_tiles):
+    """The refiner sees as far again as the regressor, whose tile has to reach that much farther."""
+    width, model, gain = gain_in_tiles
+    whole, tiled, plain = gain(4096, Refinement(shipped_refiner)), gain(768, Refinement(shipped_refiner)), gain(4096)
     reach = model.card.halo_px + shipped_refiner.card.halo_px
-    seam = tile_cores(bracket.shape[1], 768, reach)[0][1]
+    seam = tile_cores(width, 768, reach)[0][1]
     assert np.abs(whole - plain)[:, seam - 4 : seam + 4].max() > 3e-3
     assert np.abs(whole - tiled).max() < 1e-3
 
 
 @pytest.mark.parametrize("columns", [576, 672, 800])
-def test_no_seam_between_tiles_where_something_bright_moved(columns):
+def test_no_seam_between_tiles_where_something_bright_moved(gain_in_tiles, columns):
     """Beside one that is not refined: here a halo of 96 pixels left 1.5e-3."""
-    from gmodiff.align import align
-    from gmodiff.gainmap import mu_gain
-    from gmodiff.merge import merge
-    from gmodiff.runtime import load_model
-
-    bracket = photos([np.roll(np.tile(_written_scene(moved), (1, 2, 1)), 80, axis=1) for moved in (0, 48, 96)], noise=0.004, seed=3)
-    alignments = tuple(align(bracket))
-    merged = merge(bracket, alignments, with_motion=True).radiance
-    model = load_model("compact", exact=True)
-    encoded, white = bracket.frames[bracket.reference].encoded / np.float32(255), np.float32(1 / bracket.relative_exposures[0])
-    whole, tiled = (
-        mu_gain(Estimator(model, (4096, side))(bracket, alignments, merged).radiance / white, encoded) for side in (4096, columns)
-    )
-    assert bracket.shape[1] > columns
-    assert np.abs(whole - tiled).max() < 1e-3
+    width, _, gain = gain_in_tiles
+    assert width > columns
+    assert np.abs(gain(4096) - gain(columns)).max() < 1e-3

@@ -10,7 +10,7 @@ sees around a pixel, and the refiner of the network's answer, so that nobody can
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -167,6 +167,7 @@ class Estimator:
                 inner = slice(first - top, end - top), slice(left_core - left, right_core - left)
                 try:
                     said = self.model(given)
+                    _refuse_broken(said, card)
                     added = None if self.refinement is None else self.refinement(given, said, inner)[inner]
                 except MemoryError:
                     raise InputError(f"not enough memory for tiles of {columns}x{rows} pixels: give a smaller --tile") from None
@@ -180,14 +181,18 @@ class Estimator:
         if progress is not None:
             progress(1.0)
         del band  # as large as what follows
-        if not np.isfinite(change.sum(dtype=np.float64) + residual.sum(dtype=np.float64)) or mask.broken:
-            raise InputError(f"model {card.name} returned values that are not finite: its weights are broken; take another --model")
         return replace(
             _applied(feed, change, residual, mask, card, left_out=left_out),
             noise_reducer=None if reducer is None else NoiseReduction(reducer, self.tile),
             network=card.label,
             refine=0.0 if self.refinement is None else self.refinement.strength,
         )
+
+
+def _refuse_broken(said: Mapping[str, F32], card: Card) -> None:
+    """Raise InputError unless what a network said of a tile is finite."""
+    if not all(np.isfinite(said[name].sum(dtype=np.float64)) for name in ("change", "residual", "degradation")):
+        raise InputError(f"model {card.name} returned values that are not finite: its weights are broken; take another --model")
 
 
 def _applied(feed: _Feed, change: F32, residual: F32, mask: _Mask, card: Card, *, left_out: bool) -> Estimate:
@@ -226,24 +231,18 @@ def frames_for(bracket: Bracket, most: int) -> list[int]:
 
 
 class _Mask:
-    """The degradation mask, put together at the size the network gives it.
-
-    small: (rows, columns) uint8, 0..255.   broken: some of it was not finite.
-    """
+    """The degradation mask, put together at the size the network gives it. small: (rows, columns) uint8, 0..255."""
 
     def __init__(self, height: int, width: int) -> None:
         self._shape = height, width
         self._cell = 1
         self.small = np.zeros((0, 0), np.uint8)
-        self.broken = False
 
     def put(self, part: F32, inner: tuple[slice, slice], core: tuple[slice, slice], tile_rows: int) -> None:
         """part: 0..1, of a tile of tile_rows; inner of it belongs to core of the picture; their starts are multiples of the cell."""
         if not self.small.size:
             self._cell = tile_rows // part.shape[0]
             self.small = np.zeros([-(-s // self._cell) for s in self._shape], np.uint8)
-        self.broken |= not np.isfinite(part.sum(dtype=np.float64))
-        part = np.nan_to_num(part) if self.broken else part
         cells = [[slice(s.start // self._cell, -(-s.stop // self._cell)) for s in area] for area in (inner, core)]
         self.small[tuple(cells[1])] = np.rint(part[tuple(cells[0])] * np.float32(255))
 

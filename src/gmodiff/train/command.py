@@ -248,7 +248,7 @@ def _run(
             regressor=regressor,
             backbone=backbone,
             workers=workers,
-            say=lambda text: click.echo(text, err=True),
+            say=_say,
         )
     except KeyboardInterrupt:
         click.echo(f"gmodiff: stopped; the same command goes on from the last checkpoint in {out}, if there is one", err=True)
@@ -298,6 +298,10 @@ def _note_unfinished(weights: Path | None, but: str | None = None) -> None:
     for stage, where in facts.get("unfinished", {}).items():
         if stage != but:
             click.echo(f"note: {stage} of {weights} was stopped at {where}", err=True)
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
 
 
 def _need_torch() -> None:
@@ -351,14 +355,10 @@ def export(start: Path, output: Path, noise: Path | None, guide: Path | None, th
     assert weights is not None
     _note_unfinished(weights)
     threshold = THRESHOLD if threshold is None else threshold
-
-    def say(text: str) -> None:
-        click.echo(text, err=True)
-
     paths = (
-        ship(weights, output, _weights_file("--noise", noise), say)
+        ship(weights, output, _weights_file("--noise", noise), _say)
         if guide is None
-        else ship_refiner(weights, output, load_card(str(guide)), threshold, say)
+        else ship_refiner(weights, output, load_card(str(guide)), threshold, _say)
     )
     if guide is None and noise is None:
         for stale in files_beside:
@@ -367,7 +367,7 @@ def export(start: Path, output: Path, noise: Path | None, guide: Path | None, th
         click.echo(f"{path}: {path.stat().st_size / 1e6:.3f} MB")
     found_as = None if guide is None else refiner_path(str(guide))
     if found_as is not None and found_as.resolve() != output.resolve():
-        say(f"note: --refine finds the refiner of {guide} as {found_as}; export it there to use it")
+        _say(f"note: --refine finds the refiner of {guide} as {found_as}; export it there to use it")
 
 
 @train.command(short_help="Put measured scores on a model's card.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from gmodiff.model.refiner import REFINER_HALO_PX, read_refiner, write_refiner
 from gmodiff.model.regressor import GAIN_LIMIT, HALO_PX, MAX_FRAMES, STRIDE
 from gmodiff.model.weights import digest, read_weights, stored_format, write_weights
 from gmodiff.model_card import CARD_FORMAT, NOISE_SUFFIX, REFINER_ANSWER, Card, sha256
+from gmodiff.train.loop import Say
 from gmodiff.writer import replacing
 
 ABOUT = "degradation-aware regressor of the gain map: fusion weights over aligned frames and a bounded residual"
@@ -30,13 +31,7 @@ LICENCE = "Apache-2.0"
 SCORES = ("psnr_mu", "psnr_l", "pu21_psnr", "jod")
 
 
-Say = Callable[[str], None]
-"""Told what is done next, where that takes a while."""
 TRACING = "tracing the network for ONNX, which takes a while"
-
-
-def _silent(_: str) -> None:
-    pass
 
 
 @contextmanager
@@ -54,7 +49,7 @@ def _together(card: Path) -> Iterator[Path]:
         raise OutputError(f"{card}: cannot be written ({error.strerror or error})") from None
 
 
-def ship(weights: Path, card: Path, noise: Path | None = None, say: Say = _silent) -> list[Path]:
+def ship(weights: Path, card: Path, noise: Path | None = None, say: Say = print) -> list[Path]:
     """Write card, card.onnx and card.safetensors of a regressor, and where there is one the same two of the noise reducer beside it, all
     of them or none; returns what was written, the card first. The card has no scores yet: see `add_scores`.
 
@@ -98,7 +93,7 @@ def _noise_shipped(weights: Path, card: Path, own: dict[str, Any]) -> list[Path]
     return [graph, single]
 
 
-def ship_refiner(weights: Path, card: Path, guide: Card, threshold: float, say: Say = _silent) -> list[Path]:
+def ship_refiner(weights: Path, card: Path, guide: Card, threshold: float, say: Say = print) -> list[Path]:
     """Write card, card.onnx and card.safetensors of a refiner, all of them or none; as `ship`.
 
     guide: of the regressor it was trained beside.   threshold: degradation, 0..1, from which it refines.
