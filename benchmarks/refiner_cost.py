@@ -3,9 +3,10 @@ Diffusion 2.1.
 
     python benchmarks/refiner_cost.py                 # options: --megapixels 12 --runs 3 --against-sd21 256
 Parts: torch, float32, one thread, one square as the card has it (192 pixels and its surroundings); operations as torch counts them, two for
-a multiplication and an addition. The command: three photos of so many megapixels made from the example's, OpenVINO, medians of seconds and of
-peak memory, runs in turn. --against-sd21 PX: seconds of the UNet of Stable Diffusion 2.1 (`full_model_cost`, random weights) on square crops of half and all of
-so many pixels a side, scaled by area to 1500x1000 and by 50 steps, beside the whole command on such photos, refined.
+a multiplication and an addition. The command: three photos of so many megapixels made from the example's, OpenVINO, medians of seconds and
+of peak memory, runs in turn. --against-sd21 PX: seconds of the UNet of Stable Diffusion 2.1 (`full_model_cost`, random weights) on square
+crops of half and all of so many pixels a side, scaled by area to 1500x1000 and by 50 steps, beside the whole command on such photos,
+refined.
 """
 
 from __future__ import annotations
