@@ -18,7 +18,7 @@ The card's refiner (NAME-refiner.json) lies beside it. Variants:
     fifty_light      the same on latents of radiance instead of gain maps (--light, a run of `train prior --latents light`)
 Parts are taken away after training, not left out of it. Every answer has the same form, what the latent's change makes of the estimate,
 so that the autoencoder's own error costs none of them anything; it is used where the mask doubts, as the refiner's is. Everything runs on
-torch in float32. Noise belongs to its place in a tile, so that squares agree and runs repeat. Beside the masks of every scene there is
+torch in float32. Noise belongs to its place in the picture, so that squares agree and runs repeat. Beside the masks of every scene there is
 "doubt": where the regressor's degradation mask is above the refiner's threshold. --autoencoder: how true gain maps and true radiance of the
 sets come back through the autoencoder of a run.
 """
@@ -52,7 +52,7 @@ from gmodiff.model.refiner import Refiner, read_refiner
 from gmodiff.model.regressor import GAIN_LIMIT, mu_gain, radiance_from_mu_gain
 from gmodiff.pipeline import reconstruct_radiance
 from gmodiff.radiometry import F32
-from gmodiff.refine import CONTEXT, Refinement
+from gmodiff.refine import CONTEXT, Refinement, Square
 from gmodiff.runtime import load_card, load_model, refiner_card
 from gmodiff.train.loop import WEIGHTS
 from gmodiff.train.losses import MU, compress
@@ -94,26 +94,30 @@ class Variant:
 class InPlace(Refinement):
     """A refinement whose variant gets the noise that belongs to a square's place."""
 
-    def answer(self, square: Mapping[str, F32], inputs: Mapping[str, Any], around: tuple[slice, slice]) -> F32:
+    def answer(self, given: Mapping[str, F32], square: Square) -> F32:
         """See `Refinement.answer`."""
         variant = cast(Variant, self.model)
-        height, width = (s // LATENT_FOLD for s in inputs["merged"].shape[2:])
+        height, width = (s // LATENT_FOLD for s in square.picture)
         dice = torch.Generator().manual_seed(ONE_STEP_AT)
         whole = torch.randn((1, variant.refiner.autoencoder.shape.latent, height, width), generator=dice)
-        rows, columns = (slice(a.start // LATENT_FOLD, a.stop // LATENT_FOLD) for a in around)
+        rows, columns = (slice(a.start // LATENT_FOLD, a.stop // LATENT_FOLD) for a in square.around)
         variant.noise = whole[..., rows, columns]
-        return super().answer(square, inputs, around)
+        return super().answer(given, square)
 
 
 class OfLight(InPlace):
     """A refinement on radiance in the mu-law domain, as `train.refiner_stages.light` has it, whose change is put on the estimate's gain."""
 
-    def answer(self, square: Mapping[str, F32], inputs: Mapping[str, Any], around: tuple[slice, slice]) -> F32:
+    def kept(self, inputs: Mapping[str, Any], said: Mapping[str, F32]) -> dict[str, Any]:
+        """See `Refinement.kept`; and the reference as stored, 0..1."""
+        return {**super().kept(inputs, said), "encoded": inputs["encoded"]}
+
+    def answer(self, given: Mapping[str, F32], square: Square) -> F32:
         """See `Refinement.answer`."""
-        gain, encoded = torch.from_numpy(square["gain"]), torch.from_numpy(np.ascontiguousarray(inputs["encoded"][(..., *around)]))
-        light = compress(radiance_from_mu_gain(gain, encoded)).clamp(max=GAIN_LIMIT)
-        found = torch.from_numpy(super().answer({**square, "gain": light.numpy()}, inputs, around)).clamp(0, GAIN_LIMIT)
-        refined = mu_gain(torch.expm1(found * math.log1p(MU)) / MU, encoded)
+        gain, seen = torch.from_numpy(given["gain"]), torch.from_numpy(given["encoded"])
+        light = compress(radiance_from_mu_gain(gain, seen)).clamp(max=GAIN_LIMIT)
+        found = torch.from_numpy(super().answer({**given, "gain": light.numpy()}, square)).clamp(0, GAIN_LIMIT)
+        refined = mu_gain(torch.expm1(found * math.log1p(MU)) / MU, seen)
         return np.asarray(refined.clamp(0, GAIN_LIMIT).numpy(), np.float32)
 
 

@@ -122,6 +122,65 @@ def test_tiles_leave_no_seam(aligned):
     np.testing.assert_allclose(tiled, whole, atol=1e-3)
 
 
+@pytest.mark.parametrize("shape", [(352, 512), (339, 501), (200, 517)])
+def test_refining_changes_nothing_of_how_the_estimate_is_made(shape):
+    """Of any size, in tiles or not, the refiner gets the whole picture's gain and features, edges repeated up to the stride."""
+    bracket = small_scene(height=shape[0], width=shape[1]).bracket
+    alignments = align(bracket)
+    merged = merge(bracket, alignments).radiance
+    tiles = []
+
+    class Watching(Guide):
+        def __call__(self, inputs):
+            tiles.append(inputs["merged"].shape[2:])
+            places = {k: np.cumsum(np.ones_like(v), axis=3) for k, v in super().__call__(inputs).items() if "context" in k}
+            return super().__call__(inputs) | places
+
+    class Looking(Repainter):
+        def __call__(self, inputs):
+            assert all(np.isfinite(v).all() for v in inputs.values())
+            assert inputs["gain"].shape[2] % 32 == inputs["gain"].shape[3] % 32 == 0
+            assert (inputs["context_8"] >= 1).all()
+            return super().__call__(inputs)
+
+    seen = []
+    for refinement in (None, Refinement(Looking(pattern=0.1))):
+        for tile in (None, (160, 160)):
+            tiles.clear()
+            Estimator(Watching(np.ones((200, 200), np.float32)), tile, refinement=refinement)(bracket, alignments, merged)
+            seen.append(list(tiles))
+    assert seen[:2] == seen[2:]
+    assert len(seen[1]) > 1
+
+
+def test_both_networks_rest_when_they_are_done(aligned):
+    """And where memory does not suffice for the refiner, there is one line."""
+    said = []
+
+    class Resting(Guide):
+        def rest(self):
+            said.append("guide")
+
+    class Tired(Repainter):
+        def __call__(self, inputs):
+            said.append("refined")
+            return super().__call__(inputs)
+
+        def rest(self):
+            said.append("refiner")
+
+    class Forgetful(Repainter):
+        def __call__(self, inputs):
+            raise MemoryError
+
+    Estimator(Resting(doubt(slice(20, 30))), refinement=Refinement(Tired()))(*aligned)
+    assert said[0] == "guide"
+    assert said[-1] == "refiner"
+    assert set(said[1:-1]) == {"refined"}
+    with pytest.raises(InputError, match="not enough memory for the refiner: give --refine 0"):
+        estimate(aligned, doubt(slice(None)), Forgetful())
+
+
 def test_what_is_added_is_inferred_and_stays_within_the_measured_interval(aligned, monkeypatch):
     monkeypatch.setattr("gmodiff.stillness.still", lambda merged: np.zeros_like(merged.moved))  # as if things moved everywhere
     bracket: Bracket = aligned[0]

@@ -116,7 +116,7 @@ def _numbers(_: click.Context, parameter: click.Parameter, text: str | None) -> 
 @click.option("--estimate-size", type=click.Choice(["auto", "full", "half"]), default="auto", show_default=True,
               help="How large the network sees the picture; auto: about 3 megapixels, or full size if that is less.")  # fmt: skip
 @click.option("--tile", type=click.IntRange(min=1), metavar="PX",
-              help="Side of the network's tiles, 512 or more (refined: 640): less memory.")  # fmt: skip
+              help="Side of the network's tiles, 512 or more: less memory.")  # fmt: skip
 @click.option("--refine", type=float, default=0.0, show_default=True, metavar="0..1",
               help="How much of the refiner's detail goes in where the network doubts its estimate; for models that have one.")  # fmt: skip
 @click.option(

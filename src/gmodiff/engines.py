@@ -65,6 +65,9 @@ class Engine(ABC):
     def __call__(self, inputs: Arrays) -> dict[str, F32]:
         """See `Model`."""
 
+    def rest(self) -> None:  # noqa: B027  (most have nothing to let go of)
+        """Let go of working memory until asked again."""
+
 
 class OpenVINO(Engine):
     """OpenVINO; one compiled program per shape of input, since fixed shapes run faster and in less memory."""
@@ -107,15 +110,21 @@ class OpenVINO(Engine):
                 del self._compiled[next(iter(self._compiled))]
             try:
                 with _memory_errors():
-                    self._compiled[key] = self._core.compile_model(fixed, self._device, self._settings).create_infer_request()
+                    program = self._core.compile_model(fixed, self._device, self._settings)
+                    self._compiled[key] = program, program.create_infer_request()
             except RuntimeError as error:
                 raise InputError(f"OpenVINO cannot run model {self.card.name} on {self._device} ({_first_line(error)})") from None
-        request = self._compiled[key]
+        _, request = self._compiled[key]
         with _memory_errors():
             request.infer(dict(inputs), share_inputs=True)
         # Names of the graph as read: a compiled one may have given an output a second name.
         outputs = zip(self._names, request.model_outputs, strict=True)
         return {name: np.array(request.get_tensor(output).data, np.float32) for name, output in outputs}
+
+    def rest(self) -> None:
+        """See `Engine`."""
+        for program, _ in self._compiled.values():
+            program.release_memory()
 
 
 class OnnxRuntime(Engine):

@@ -5,14 +5,14 @@ The network says what to add to the gain of the classical merge (`model.regresso
     H = (H_merged + o) * (1 + mu)**change - o,     o = (L + 1/64) / mu,     mu = 100,     H relative to the short frame's white
 
 which is `gainmap.radiance_from_mu_gain(mu_gain(H_merged, L) + change, L)` without its logarithm. Tiles overlap by twice what the network
-sees around a pixel, and the refiner of the network's answer, so that nobody can tell where one ended.
+sees around a pixel, so that nobody can tell where one ended. When all have answered, the refiner works on what is doubtful (`refine`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -44,6 +44,9 @@ say in the merge, and what only they saw stays as merged."""
 
 BESIDE_BRIGHT_PX = 16
 """How far around what only those shorter frames saw the merge stands too."""
+
+ESTIMATING = 0.7
+"""About how much of the time the estimate takes where some of it is refined, for whoever watches."""
 
 INVENTED_GAIN = 0.06
 """A pixel that the reference did not measure counts as inferred where the network's own residual, which no frame accounts for, moves
@@ -121,18 +124,12 @@ class Estimator:
         if self.refinement is not None:
             self.refinement.check_fits(self.model.card)
         _ = self._reducer  # what is wrong with it is said before there is work to lose
-        least = 2 * (self._halo_px + self.model.card.halo_px)
+        least = 4 * self.model.card.halo_px
         if self.tile is not None and min(self.tile) < least:
             size = str(self.tile[0]) if self.tile[0] == self.tile[1] else f"{self.tile[1]}x{self.tile[0]}"
-            refined = "" if self.refinement is None else ", refined"
-            raise InputError(f"tile {size}: expected {least} pixels a side or more for model {self.model.card.name}{refined}")
+            raise InputError(f"tile {size}: expected {least} pixels a side or more for model {self.model.card.name}")
         if self.shrink is not None and self.shrink < 1:
             raise InputError(f"shrink {self.shrink}: expected 1 (full size) or more")
-
-    @property
-    def _halo_px(self) -> int:
-        """How far around a pixel a tile has to reach: what the network sees, and beyond that what the refiner sees of its answer."""
-        return self.model.card.halo_px + (0 if self.refinement is None else self.refinement.model.card.halo_px)
 
     @property
     def _reducer(self) -> Model | None:
@@ -147,40 +144,44 @@ class Estimator:
         order = frames_for(bracket, card.max_frames)
         left_out = bool(bracket.relative_exposures[0] < min(bracket.relative_exposures[i] for i in order))
         shrink = self.shrink or max(1, round((merged[..., 0].size / ESTIMATED_PX) ** 0.5))
-        feed = _Feed(bracket, alignments, merged, order, shrink)
+        feed = _Feed(bracket, alignments, merged, order, shrink, card.stride)
         height, width = feed.shape
-        rows, columns = tile_shape(height, width, self.tile, TILE_AREA_PX, self._halo_px, card.stride)
-        band = feed.band(rows, -(-width // card.stride) * card.stride)
+        rows, columns = tile_shape(height, width, self.tile, TILE_AREA_PX, card.halo_px, card.stride)
+        band = feed.band(rows)
         change, residual = np.empty((height, width, 3), np.float32), np.empty((height, width), np.float32)
-        mask = _Mask(height, width)
-        bands, stripes = tile_cores(height, rows, self._halo_px), tile_cores(width, columns, self._halo_px)
+        whole = _Whole(feed.whole)
+        refinement = self.refinement if self.refinement is not None and self.refinement.strength > 0 else None
+        bands, stripes = tile_cores(height, rows, card.halo_px), tile_cores(width, columns, card.halo_px)
+        share = 1.0 if refinement is None else ESTIMATING
         for n, (first, end) in enumerate(bands):
-            top = tile_start(first, height, rows, self._halo_px, card.stride)
+            top = tile_start(first, height, rows, card.halo_px, card.stride)
             for m, (left_core, right_core) in enumerate(stripes):
                 if progress is not None:
-                    progress((n * len(stripes) + m) / (len(bands) * len(stripes)))
+                    progress(share * (n * len(stripes) + m) / (len(bands) * len(stripes)))
                 if m == 0:
                     feed.fill(band, top)
-                left = tile_start(left_core, width, columns, self._halo_px, card.stride)
-                inputs = {k: np.ascontiguousarray(v[..., left : left + columns]) for k, v in band.items()}
-                given = inputs | {"stops": feed.stops}
+                left = tile_start(left_core, width, columns, card.halo_px, card.stride)
+                inputs = {k: np.ascontiguousarray(v[..., left : left + columns]) for k, v in band.items()} | {"stops": feed.stops}
                 inner = slice(first - top, end - top), slice(left_core - left, right_core - left)
                 try:
-                    said = self.model(given)
-                    _refuse_broken(said, card)
-                    added = None if self.refinement is None else self.refinement(given, said, inner)[inner]
+                    said = self.model(inputs)
                 except MemoryError:
                     raise InputError(f"not enough memory for tiles of {columns}x{rows} pixels: give a smaller --tile") from None
+                _refuse_broken(said, card)
                 core = slice(first, end), slice(left_core, right_core)
                 change[core] = said["change"][0].transpose(1, 2, 0)[inner]
                 residual[core] = said["residual"][0, 0][inner]
-                if added is not None:
-                    change[core] += added[..., None]
-                    residual[core] = np.where(added != 0, np.float32(REFINED_GAIN), residual[core])
-                mask.put(said["degradation"][0, 0], inner, core, rows)
+                kept = {} if refinement is None else refinement.kept(inputs, said)
+                whole.put({"degradation": said["degradation"]} | kept, (top, left), core, (rows, columns))
+                del inputs, said, kept  # before there are others
+        del band  # as large as what follows
+        _rest(self.model)
+        if refinement is not None:
+            _refine(refinement, whole.made, change, residual, progress)
         if progress is not None:
             progress(1.0)
-        del band  # as large as what follows
+        mask = np.rint(whole.made["degradation"][0, 0] * np.float32(255)).astype(np.uint8)
+        del whole
         return replace(
             _applied(feed, change, residual, mask, card, left_out=left_out),
             noise_reducer=None if reducer is None else NoiseReduction(reducer, self.tile),
@@ -189,18 +190,50 @@ class Estimator:
         )
 
 
+def _refine(
+    refinement: Refinement,
+    found: Mapping[str, NDArray[Any]],
+    change: F32,
+    residual: F32,
+    progress: Callable[[float], None] | None,
+) -> None:
+    """Put what the refiner adds on change, and mark in residual what it touched, in place."""
+    told = None if progress is None else lambda done: progress(ESTIMATING + (1 - ESTIMATING) * done)
+    try:
+        added = refinement(found, progress=told)
+    except MemoryError:
+        raise InputError("not enough memory for the refiner: give --refine 0") from None
+    _rest(refinement.model)
+    if added is not None:
+        added = added[: change.shape[0], : change.shape[1]]
+        change += added[..., None]
+        residual[added != 0] = REFINED_GAIN
+
+
+def _rest(model: Model) -> None:
+    """Let a model go of its working memory, if it can."""
+    rest = getattr(model, "rest", None)  # anything that answers as a model does will do
+    if rest is not None:
+        rest()
+
+
 def _refuse_broken(said: Mapping[str, F32], card: Card) -> None:
     """Raise InputError unless what a network said of a tile is finite."""
     if not all(np.isfinite(said[name].sum(dtype=np.float64)) for name in ("change", "residual", "degradation")):
         raise InputError(f"model {card.name} returned values that are not finite: its weights are broken; take another --model")
 
 
-def _applied(feed: _Feed, change: F32, residual: F32, mask: _Mask, card: Card, *, left_out: bool) -> Estimate:
-    """The network's answer at the size of the picture. left_out: shorter frames than the network got have a say in the merge."""
+def _applied(feed: _Feed, change: F32, residual: F32, mask: NDArray[np.uint8], card: Card, *, left_out: bool) -> Estimate:
+    """The network's answer at the size of the picture. mask: 0..255, of `feed.whole` in larger cells.   left_out: shorter frames than the
+    network got have a say in the merge.
+    """
     full = height, width = feed.merged.shape[:2]
     over = tuple(s * feed.shrink for s in feed.shape)  # what the shrunken pixels cover: the picture, and up to shrink - 1 pixels more
     radiance = change if feed.shrink == 1 else np.empty((*full, 3), np.float32)
     degradation, invented = np.empty(full, np.uint8), np.empty(full, bool)
+    cell = feed.whole[0] // mask.shape[0]
+    mask = mask[: -(-feed.shape[0] // cell), : -(-feed.shape[1] // cell)]
+    covered = mask.shape[0] * cell * feed.shrink, mask.shape[1] * cell * feed.shrink
 
     def strip(first: int, end: int) -> None:
         rows = slice(first, end)
@@ -212,7 +245,7 @@ def _applied(feed: _Feed, change: F32, residual: F32, mask: _Mask, card: Card, *
             share = _below_white(feed, first, end)
             radiance[rows] = feed.merged[rows] + share[..., None] * (radiance[rows] - feed.merged[rows])
             invented[rows] &= share > 0.5
-        degradation[rows] = np.rint(enlarged_rows(mask.small, first, end, *mask.covers(feed.shrink))[:, :width])
+        degradation[rows] = np.rint(enlarged_rows(mask, first, end, *covered)[:, :width])
 
     for_each_strip(strip, height)
     return Estimate(radiance, degradation, invented)
@@ -230,42 +263,46 @@ def frames_for(bracket: Bracket, most: int) -> list[int]:
     return [bracket.reference, *others]
 
 
-class _Mask:
-    """The degradation mask, put together at the size the network gives it. small: (rows, columns) uint8, 0..255."""
+class _Whole:
+    """Pictures in cells of one or several pixels, put together from tiles. made: by name, (1, C, rows, columns), of its parts' type."""
 
-    def __init__(self, height: int, width: int) -> None:
-        self._shape = height, width
-        self._cell = 1
-        self.small = np.zeros((0, 0), np.uint8)
+    def __init__(self, picture: tuple[int, int]) -> None:
+        """picture: rows and columns that the network gets in all, multiples of its stride."""
+        self._picture = picture
+        self.made: dict[str, NDArray[Any]] = {}
 
-    def put(self, part: F32, inner: tuple[slice, slice], core: tuple[slice, slice], tile_rows: int) -> None:
-        """part: 0..1, of a tile of tile_rows; inner of it belongs to core of the picture; their starts are multiples of the cell."""
-        if not self.small.size:
-            self._cell = tile_rows // part.shape[0]
-            self.small = np.zeros([-(-s // self._cell) for s in self._shape], np.uint8)
-        cells = [[slice(s.start // self._cell, -(-s.stop // self._cell)) for s in area] for area in (inner, core)]
-        self.small[tuple(cells[1])] = np.rint(part[tuple(cells[0])] * np.float32(255))
-
-    def covers(self, shrink: int) -> tuple[int, int]:
-        """Rows and columns of the picture below its cells."""
-        return self.small.shape[0] * self._cell * shrink, self.small.shape[1] * self._cell * shrink
+    def put(self, parts: Mapping[str, NDArray[Any]], start: tuple[int, int], core: tuple[slice, slice], tile: tuple[int, int]) -> None:
+        """parts: of the tile that begins at start; core of the picture, whose bounds are multiples of every cell, is taken from it, and
+        of the last tile of a row or column all up to the end.
+        """
+        for name, part in parts.items():
+            cell = tile[0] // part.shape[2]
+            if name not in self.made:
+                self.made[name] = np.empty((1, part.shape[1], *(p // cell for p in self._picture)), part.dtype)
+            ends = [p if s + t >= p else c.stop for c, s, t, p in zip(core, start, tile, self._picture, strict=True)]
+            here = [slice(c.start // cell, end // cell) for c, end in zip(core, ends, strict=True)]
+            inner = [slice(h.start - s // cell, h.stop - s // cell) for h, s in zip(here, start, strict=True)]
+            self.made[name][..., here[0], here[1]] = part[..., inner[0], inner[1]]
 
 
 class _Feed:
-    """Bands of a bracket as the network's inputs, `shrink` pixels a side become one. shape: (rows, columns) of those."""
+    """Bands of a bracket as the network's inputs, `shrink` pixels a side become one. shape: (rows, columns) of those; whole: with what is
+    repeated of their edges so that both are multiples of the stride.
+    """
 
-    def __init__(self, bracket: Bracket, alignments: Sequence[Alignment], merged: F32, order: list[int], shrink: int) -> None:
+    def __init__(self, bracket: Bracket, alignments: Sequence[Alignment], merged: F32, order: list[int], shrink: int, stride: int) -> None:
         self._bracket, self._alignments, self._order = bracket, alignments, order
         self._table = bracket.response.codes(bracket.frames[0].encoded.dtype)
         self._top = np.float32(np.iinfo(bracket.frames[0].encoded.dtype).max)
         self.merged, self.shrink = merged, shrink
         self.shape = -(-merged.shape[0] // shrink), -(-merged.shape[1] // shrink)
+        self.whole = -(-self.shape[0] // stride) * stride, -(-self.shape[1] // stride) * stride
         self.stops = np.log2(np.array([bracket.relative_exposures[i] for i in order], np.float32))
         self.white = np.float32(2.0 ** float(self.stops.min()))
 
-    def band(self, rows: int, columns: int) -> dict[str, F32]:
+    def band(self, rows: int) -> dict[str, F32]:
         """Room for every input but stops, channels in front of rows: memory is dear the first time, so bands share it."""
-        frames = len(self._order)
+        frames, columns = len(self._order), self.whole[1]
         channels = {"linear": (frames, 3), "coverage": (frames, 1), "merged": (1, 3), "encoded": (1, 3)}
         return {name: np.ones((*c, rows, columns), np.float32) for name, c in channels.items()}
 

@@ -1,14 +1,15 @@
-"""Stage 3 where it is needed: tiles in which the regressor doubts its estimate are encoded, denoised once and decoded.
+"""Stage 3 where it is needed: squares in which the regressor doubts its estimate are encoded, denoised once and decoded.
 
 What the refiner says is used with care. Only detail is taken from it, and only of brightness: low frequencies and colour stay those of
-the estimate. It is blended in by the degradation mask, from the threshold on its card upwards, so that a tile without doubt is not even
-looked at and nothing changes there. Where it adds anything and the reference did not measure, light counts as inferred
-(`estimate.REFINED_GAIN`), and like everything it is then confined to what the reference measured.
+the estimate. It is blended in by the degradation mask, from the threshold on its card upwards, so that a square without doubt is not even
+looked at and nothing changes there. The estimate is finished first, so refining changes nothing of how it is made. Where it adds anything
+and the reference did not measure, light counts as inferred (`estimate.REFINED_GAIN`), and like everything it is then confined to what the
+reference measured.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +33,17 @@ THRESHOLD = 0.5
 """Degradation, 0..1, from which a place is refined, unless the card says otherwise; training counts with it."""
 FULL_FROM = 0.15
 """How far above the threshold the mask has to be for what the refiner says to be taken whole; with thresholds above 0.85 it never is."""
+
+
+@dataclass(frozen=True)
+class Square:
+    """What is refined at once. core: its rows and columns.   around: those that the refiner has to see for it, multiples of its stride.
+    picture: rows and columns of the whole.
+    """
+
+    core: tuple[slice, slice]
+    around: tuple[slice, slice]
+    picture: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -63,79 +75,72 @@ class Refinement:
                 "train one for it (gmodiff train onestep), or use --refine 0"
             )
 
-    def __call__(self, inputs: Mapping[str, NDArray[Any]], found: Mapping[str, F32], inner: tuple[slice, slice]) -> F32:
-        """(rows, columns) what to add to the network gain of all three channels, of one of the regressor's tiles.
+    def kept(self, inputs: Mapping[str, NDArray[Any]], said: Mapping[str, F32]) -> dict[str, NDArray[Any]]:
+        """What has to be kept of a tile until all are done, from what the regressor was given and said (`model.on_arrays`): "gain", the
+        network gain of the estimate, "short", the square root of the shortest frame's linear light, and CONTEXT; in half precision.
 
-        inputs, found: what the regressor was given and what it said (`model.on_arrays`).   inner: rows and columns of the tile that are
-        wanted; elsewhere the answer is 0.   Raises MemoryError where memory does not suffice.
+        Raises InputError for a regressor that says nothing of its context.
         """
-        missing = [k for k in CONTEXT if k not in found]
+        missing = [k for k in CONTEXT if k not in said]
         if missing:
             raise InputError(f"model says nothing of {missing[0]}, which the refiner needs: export it again (gmodiff train export)")
-        mask = found["degradation"][0, 0]
-        height, width = inputs["merged"].shape[2:]
+        white, shortest = np.float32(2.0 ** float(inputs["stops"].min())), int(inputs["stops"].argmin())
+        gain = mu_gain(inputs["merged"] * white, inputs["encoded"]) + said["change"]
+        pictures = {"gain": np.clip(gain, 0, self.model.card.gain_limit), "short": np.sqrt(inputs["linear"][shortest : shortest + 1])}
+        return {name: values.astype(np.float16) for name, values in (pictures | {k: said[k] for k in CONTEXT}).items()}
+
+    def __call__(self, found: Mapping[str, NDArray[Any]], *, progress: Callable[[float], None] | None = None) -> F32 | None:
+        """(rows, columns) what to add to the network gain of all three channels; None for nothing.
+
+        found: "degradation" and what was kept, (1, C, rows, columns) of the whole picture, whose sides are multiples of the regressor's
+        stride.   Raises MemoryError where memory does not suffice, InputError for weights that are broken.
+        """
+        height, width = found["gain"].shape[2:]
+        doubt = np.ascontiguousarray(enlarged_rows(found["degradation"][0, 0], 0, height, height, width))
+        wanted = np.asarray(self.strength * np.clip((doubt - self.threshold) / FULL_FROM, 0, 1), np.float32)
+        squares = _squares(wanted, self.model.card)
+        if not squares:
+            return None
         added = np.zeros((height, width), np.float32)
-        if self.strength == 0:
-            return added
-        doubt = np.ascontiguousarray(enlarged_rows(mask, 0, height, height, width))
-        share = self.strength * np.clip((doubt - self.threshold) / FULL_FROM, 0, 1)
-        wanted = np.zeros_like(share)
-        wanted[inner] = share[inner]
-        if not wanted.any():
-            return added
-        gain, short = _given(inputs, found, self.model.card.gain_limit)
-        for core, around in _squares(wanted, self.model.card):
-            raw = self.answer(_cut(gain, short, found, around), inputs, around)
-            change = (raw[0] - gain[(0, slice(None), *around)]).mean(axis=0)
-            change -= cv2.GaussianBlur(change, (0, 0), DETAIL_PX, borderType=cv2.BORDER_REFLECT_101)
-            within = tuple(slice(c.start - a.start, c.stop - a.start) for c, a in zip(core, around, strict=True))
-            added[core] = wanted[core] * change[within]
+        for n, square in enumerate(squares):
+            if progress is not None:
+                progress(n / len(squares))
+            given = {name: _part(values, square) for name, values in found.items()}
+            moved = (self.answer(given, square)[0] - given["gain"][0]).mean(axis=0)
+            moved -= cv2.GaussianBlur(moved, (0, 0), DETAIL_PX, borderType=cv2.BORDER_REFLECT_101)
+            within = tuple(slice(c.start - a.start, c.stop - a.start) for c, a in zip(square.core, square.around, strict=True))
+            added[square.core] = wanted[square.core] * moved[within]
         if not np.isfinite(added.sum(dtype=np.float64)):
             raise InputError(f"refiner {self.model.card.name} returned values that are not finite: its weights are broken; use --refine 0")
         return added
 
-    def answer(self, square: Mapping[str, F32], inputs: Mapping[str, NDArray[Any]], around: tuple[slice, slice]) -> F32:
+    def answer(self, given: Mapping[str, F32], square: Square) -> F32:
         """The model's (1, 3, H, W) network gain for one square; `benchmarks/refiner_ablations.py` puts others in its place.
 
-        square: what it is given (`model.on_arrays`).   inputs: of the whole tile, of which the square is `around`.
+        given: what it is given (`model.on_arrays`).
         """
-        return self.model(square)["refined"]
+        return self.model(given)["refined"]
 
 
-def _given(inputs: Mapping[str, NDArray[Any]], found: Mapping[str, F32], limit: float) -> tuple[F32, F32]:
-    """(1, 3, H, W) network gain of the estimate, and square root of the shortest frame's linear light."""
-    white = np.float32(2.0 ** float(inputs["stops"].min()))
-    gain = mu_gain(inputs["merged"] * white, inputs["encoded"]) + found["change"]
-    shortest = int(inputs["stops"].argmin())
-    return np.clip(gain, 0, limit).astype(np.float32), np.sqrt(inputs["linear"][shortest : shortest + 1])
+def _squares(wanted: F32, card: Card) -> list[Square]:
+    """Squares in which something is wanted, row by row.
 
-
-def _squares(wanted: F32, card: Card) -> list[tuple[tuple[slice, slice], tuple[slice, slice]]]:
-    """Squares in which something is wanted, and the larger ones that the refiner has to see for them; multiples of its stride.
-
-    All of one size, so that an engine compiles once; at edges they lie farther in.
+    All of one size, so that an engine compiles once; at edges their surroundings lie farther in.
     """
-    height, width = wanted.shape
-    sides = [min(CORE_PX + 2 * card.halo_px, s) for s in (height, width)]
+    picture = height, width = wanted.shape
+    sides = [min(CORE_PX + 2 * card.halo_px, s) for s in picture]
     found = []
     for top in range(0, height, CORE_PX):
         for left in range(0, width, CORE_PX):
             core = slice(top, min(top + CORE_PX, height)), slice(left, min(left + CORE_PX, width))
             if wanted[core].any():
-                rows, columns = (
-                    min(max(c.start - card.halo_px, 0), s - side) for c, s, side in zip(core, (height, width), sides, strict=True)
-                )
-                found.append((core, (slice(rows, rows + sides[0]), slice(columns, columns + sides[1]))))
+                rows, columns = (min(max(c.start - card.halo_px, 0), s - side) for c, s, side in zip(core, picture, sides, strict=True))
+                found.append(Square(core, (slice(rows, rows + sides[0]), slice(columns, columns + sides[1])), picture))
     return found
 
 
-def _cut(gain: F32, short: F32, found: Mapping[str, F32], around: tuple[slice, slice]) -> dict[str, F32]:
-    """The refiner's inputs for one square."""
-
-    def part(values: F32, fold: int) -> F32:
-        rows, columns = (slice(a.start // fold, a.stop // fold) for a in around)
-        return np.ascontiguousarray(values[..., rows, columns])
-
-    height = gain.shape[2]
-    maps = {"degradation": found["degradation"]} | {k: found[k] for k in CONTEXT}
-    return {"gain": part(gain, 1), "short": part(short, 1)} | {k: part(v, height // v.shape[2]) for k, v in maps.items()}
+def _part(values: NDArray[Any], square: Square) -> F32:
+    """(1, C, rows, columns) of what is there in cells of one or several pixels, with a square's surroundings."""
+    cell = square.picture[0] // values.shape[2]
+    rows, columns = (slice(a.start // cell, a.stop // cell) for a in square.around)
+    return np.ascontiguousarray(values[..., rows, columns], np.float32)
