@@ -18,16 +18,20 @@ The card's refiner (NAME-refiner.json) lies beside it. Variants:
     fifty_light      the same on latents of radiance instead of gain maps (--light, a run of `train prior --latents light`)
 Parts are taken away after training, not left out of it. Every answer has the same form, what the latent's change makes of the estimate,
 so that the autoencoder's own error costs none of them anything; it is used where the mask doubts, as the refiner's is. Everything runs on
-torch in float32. Noise belongs to its place in the picture, so that squares agree and runs repeat. Beside the masks of every scene there is
-"doubt": where the regressor's degradation mask is above the refiner's threshold. --autoencoder: how true gain maps and true radiance of the
-sets come back through the autoencoder of a run.
+torch; refiners encode and denoise in bfloat16, as they do on a processor that has it, unless --exact. Alignment, merge and the regressor's
+answer are computed once a scene and shared: the seconds of a row are of what follows them. GFLOP in the table are of refining one square
+with its surroundings, as torch counts them (two for a multiplication and an addition). Noise belongs to its place in the picture, so that
+squares agree and runs repeat. Beside the masks of every scene there is "doubt": where the regressor's degradation mask is above the
+refiner's threshold. --autoencoder: how true gain maps and true radiance of the sets come back through the autoencoder of a run.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import math
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
@@ -37,7 +41,9 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from gmodiff.align import align
+import gmodiff
+from full_model_cost import operations
+from gmodiff.align import Alignment
 from gmodiff.datasets.dataset import open_dataset
 from gmodiff.datasets.scene import Scene, SceneSource, fingerprint
 from gmodiff.errors import GMODiffError, InputError
@@ -45,14 +51,15 @@ from gmodiff.estimate import Estimator
 from gmodiff.evaluate.methods import METHODS, Method
 from gmodiff.evaluate.rows import latest, read_rows
 from gmodiff.evaluate.run import evaluate
-from gmodiff.merge import merge
+from gmodiff.image import Bracket
+from gmodiff.merge import Merged, merge
 from gmodiff.model.autoencoder import LATENT_FOLD
 from gmodiff.model.diffusion import ONE_STEP_AT
 from gmodiff.model.refiner import Refiner, read_refiner
 from gmodiff.model.regressor import GAIN_LIMIT, mu_gain, radiance_from_mu_gain
-from gmodiff.pipeline import reconstruct_radiance
+from gmodiff.pipeline import Reconstruction, aligned, estimated
 from gmodiff.radiometry import F32
-from gmodiff.refine import CONTEXT, Refinement, Square
+from gmodiff.refine import CONTEXT, CORE_PX, Refinement, Square
 from gmodiff.runtime import load_card, load_model, refiner_card
 from gmodiff.train.loop import WEIGHTS
 from gmodiff.train.losses import MU, compress
@@ -76,8 +83,9 @@ class Variant:
 
     runtime = "torch"
 
-    def __init__(self, card: Any, refiner: Refiner, less: Mapping[str, Any]) -> None:
+    def __init__(self, card: Any, refiner: Refiner, less: Mapping[str, Any], *, exact: bool = False) -> None:
         self.card, self.refiner, self.less = card, refiner, dict(less)
+        self.half = nullcontext if exact else partial(torch.autocast, "cpu", torch.bfloat16)
         self.noise: torch.Tensor | None = None
 
     def __call__(self, inputs: Mapping[str, Any]) -> dict[str, F32]:
@@ -87,8 +95,34 @@ class Variant:
         context = [given[k].roll(given[k].shape[-1] // 2, dims=-1) if self.less.get("wrong") else given[k] for k in CONTEXT]
         noise = self.noise if self.less.get("noisy") else None
         with torch.no_grad():
-            refined = self.refiner.refine(given["gain"], given["short"], given["degradation"], context, noise=noise, **less)
+            refined = self.refiner.refine(given["gain"], given["short"], given["degradation"], context, noise=noise, half=self.half, **less)
         return {"refined": refined.numpy()}
+
+
+class Once:
+    """A model that remembers what it answered last: all variants of a scene share the estimate."""
+
+    MOST = 8
+    """Answers kept; a scene has fewer tiles."""
+
+    def __init__(self, model: Any) -> None:
+        self.card, self.runtime, self._model = model.card, model.runtime, model
+        reducer = getattr(model, "noise_reducer", None)
+        self.noise_reducer = None if reducer is None else Once(reducer)
+        self._answers: dict[bytes, dict[str, F32]] = {}
+
+    def __call__(self, inputs: Mapping[str, Any]) -> dict[str, F32]:
+        """See `model_card.Model`."""
+        asked = hashlib.blake2b()
+        for name, values in inputs.items():
+            asked.update(f"{name} {values.shape}".encode())
+            asked.update(np.ascontiguousarray(values))
+        key = asked.digest()
+        if key not in self._answers:
+            while len(self._answers) >= self.MOST:
+                del self._answers[next(iter(self._answers))]
+            self._answers[key] = self._model(inputs)
+        return dict(self._answers[key])
 
 
 class InPlace(Refinement):
@@ -142,26 +176,49 @@ class WithDoubt:
     def load(self) -> Scene:
         """See `SceneSource`."""
         scene = self.source.load()
-        found = reconstruct_radiance(scene.bracket, self.estimator).degradation
+        found = begun(scene.bracket).estimated(self.estimator).degradation
         if found is None:
             raise GMODiffError(f"{scene.name}: the model says nothing of its doubts")
         return replace(scene, masks={**scene.masks, "doubt": found > 255 * self.threshold})
 
 
+@dataclass(frozen=True)
+class Begun:
+    """What every variant of a scene begins with."""
+
+    bracket: Bracket
+    alignments: tuple[Alignment, ...]
+    merged: Merged
+
+    def estimated(self, estimator: Estimator) -> Reconstruction:
+        """As `gmodiff merge`."""
+        return estimated(self.bracket, self.alignments, self.merged, estimator, keep=True)
+
+
+_last: list[Begun] = []
+
+
+def begun(bracket: Bracket) -> Begun:
+    """Aligned and merged; kept until the next scene."""
+    if not _last or _last[0].bracket is not bracket:
+        alignments = aligned(bracket)
+        _last[:] = [Begun(bracket, alignments, merge(bracket, alignments, with_motion=True))]
+    return _last[0]
+
+
 def without_constraint(estimator: Estimator, scene: Scene) -> F32:
     """The estimate as it comes."""
-    alignments = align(scene.bracket)
-    return estimator(scene.bracket, alignments, merge(scene.bracket, alignments).radiance).radiance
+    start = begun(scene.bracket)
+    return estimator(scene.bracket, start.alignments, start.merged.radiance).radiance
 
 
 def constrained(estimator: Estimator, scene: Scene) -> F32:
     """As `gmodiff merge`."""
-    return reconstruct_radiance(scene.bracket, estimator).radiance
+    return begun(scene.bracket).estimated(estimator).radiance
 
 
-def methods(card: str, chosen: list[str], weights: Mapping[str, Path]) -> dict[str, Method]:
+def methods(model: Once, card: str, chosen: list[str], weights: Mapping[str, Path], *, exact: bool) -> dict[str, Method]:
     """Variant by name. weights: of variants that have others than the card's refiner."""
-    model = load_model(card, runtime="torch", device="cpu")
     own = refiner_card(card)
     path = Path(card)
     refiner, _ = read_refiner(path.with_name(f"{path.stem}-refiner.safetensors"))
@@ -174,10 +231,10 @@ def methods(card: str, chosen: list[str], weights: Mapping[str, Path]) -> dict[s
             if name in weights:
                 network, rests_on = _prior(name, weights[name], own), {name: weights[name]}
             kind = OfLight if name == "fifty_light" else InPlace
-            refinement = kind(Variant(own, network, VARIANTS[name]))
+            refinement = kind(Variant(own, network, VARIANTS[name], exact=exact))
         how: Callable[..., F32] = without_constraint if name in FREE else constrained
         run = partial(how, Estimator(model, refinement=refinement))
-        mine = fingerprint(f"{state} {VARIANTS.get(name)}", rests_on)
+        mine = fingerprint(f"{state} {VARIANTS.get(name)} {exact}", rests_on)
         found[name] = Method(name, f"{name} of {path.name}", run, state=lambda scene, mine=mine: mine)
     return found
 
@@ -198,17 +255,37 @@ COLUMNS = {
 }  # fmt: skip
 
 
+def gflop(variant: str) -> float:
+    """GFLOP of refining one square, of the refiner that ships."""
+    if variant in PLAIN:
+        return 0.0
+    card = refiner_card("compact")
+    side = CORE_PX + 2 * card.halo_px
+    refiner, _ = read_refiner(Path(gmodiff.__file__).parent / "weights" / "compact-refiner.safetensors")
+    square = Variant(card, refiner, VARIANTS[variant], exact=True)
+    latent = refiner.autoencoder.shape.latent
+    square.noise = torch.randn((1, latent, side // LATENT_FOLD, side // LATENT_FOLD), generator=torch.Generator().manual_seed(0))
+    given = {"gain": np.zeros((1, 3, side, side), np.float32), "short": np.zeros((1, 3, side, side), np.float32)}
+    given["degradation"] = np.zeros((1, 1, side // 4, side // 4), np.float32)
+    for name, channels, fold in zip(CONTEXT, refiner.denoiser.shape.context, (8, 16, 32), strict=True):
+        given[name] = np.zeros((1, channels, side // fold, side // fold), np.float32)
+    return operations(lambda: square(given)) / 1e9
+
+
 def table(paths: list[Path], variants: list[str]) -> None:
     """Means over scenes that every variant has, a table a set; where a mask is empty, a scene counts for nothing in its columns."""
     rows = [row for row in latest([row for path in paths for row in read_rows(path)[0]]) if row["status"] == "ok"]
     rows = [row for row in rows if row["method"] in variants]
+    counted = {variant: gflop(variant) for variant in variants}
     for name in sorted({row["dataset"] for row in rows}):
         mine: dict[str, dict[str, Any]] = {}
         for row in rows:
             if row["dataset"] == name:
                 mine.setdefault(row["method"], {})[row["scene"]] = row
         scenes = sorted(set.intersection(*(set(found) for found in mine.values())))
-        print(f"\n{name}, {len(scenes)} scenes\n\n| variant | {' | '.join(COLUMNS)} | seconds |\n|---|{'---:|' * (len(COLUMNS) + 1)}")
+        print(
+            f"\n{name}, {len(scenes)} scenes\n\n| variant | {' | '.join(COLUMNS)} | seconds | GFLOP |\n|---|{'---:|' * (len(COLUMNS) + 2)}"
+        )
         for variant in (v for v in variants if v in mine):
             cells = []
             for key, digits in COLUMNS.values():
@@ -216,6 +293,7 @@ def table(paths: list[Path], variants: list[str]) -> None:
                 values = [mine[variant][s]["metrics"][key] for s, all_of in zip(scenes, told, strict=True) if None not in all_of]
                 cells.append(f"{np.mean(values):.{digits}f}" if values else "–")
             cells.append(f"{np.median([mine[variant][s]['seconds'] for s in scenes]):.1f}")
+            cells.append(f"{counted[variant]:.1f}")
             print(f"| {variant} | {' | '.join(cells)} |")
 
 
@@ -280,6 +358,7 @@ def main() -> None:
     parser.add_argument("--variants", default=",".join(names))
     parser.add_argument("--scene", action="append", default=[])
     parser.add_argument("--metric", action="append")
+    parser.add_argument("--exact", action="store_true", help="refiners in float32")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--force", action="store_true")
     arguments = parser.parse_args()
@@ -298,9 +377,10 @@ def main() -> None:
     missing = [k for k in runs if k in chosen and k not in weights]
     if missing:
         parser.error(f"variant {missing[0]} needs the run of a prior: --{'prior' if missing[0] == 'fifty_steps' else 'light'}")
-    METHODS.update(methods(arguments.card, chosen, weights))
+    model = Once(load_model(arguments.card, runtime="torch", device="cpu"))
+    METHODS.update(methods(model, arguments.card, chosen, weights, exact=arguments.exact))
     threshold = float(refiner_card(arguments.card).facts["threshold"])
-    doubts = Estimator(load_model(arguments.card, runtime="torch", device="cpu"))
+    doubts = Estimator(model)
     for path in arguments.sets:
         dataset = open_dataset(path, arguments.data)
         outcome = evaluate(

@@ -58,6 +58,14 @@ class Card:
         return hashlib.sha256(json.dumps(dict(self.sha256), sort_keys=True).encode()).hexdigest()[:16]
 
     @property
+    def state(self) -> str:
+        """All that decides what the model answers, so that whoever keeps answers knows when to ask again: the fingerprint, a point, and 8
+        digits of the card's limits.
+        """
+        limits = [self.max_frames, self.stride, self.halo_px, self.gain_limit, self.facts.get("threshold"), self.facts.get("noise")]
+        return f"{self.fingerprint}.{hashlib.sha256(json.dumps(limits, sort_keys=True).encode()).hexdigest()[:8]}"
+
+    @property
     def label(self) -> str:
         """Name and fingerprint, as files are signed: two models may have one name. The name alone where the card names no weights."""
         return f"{self.name} {self.fingerprint}" if self.sha256 else self.name

@@ -271,9 +271,9 @@ def _settings(*, no_align: bool, **options: Any) -> Settings:
         raise InputError(f"--model {model}: needs its weights named; give the card that gmodiff convert --fold-lora makes of them")
     if model == NO_MODEL:
         refuse_idle({"--refine": options["refine"] > 0, "--keep-noise": options["keep_noise"]})
-    weights = "" if model == NO_MODEL else load_card(model).fingerprint
+    weights = "" if model == NO_MODEL else load_card(model).state
     if options["refine"]:
-        weights += f"+{refiner_card(model).fingerprint}"
+        weights += f"+{refiner_card(model).state}"
     return Settings(align=not no_align, weights=weights, **options)
 
 

@@ -129,14 +129,14 @@ def _learned(name: str, card: str, how: str, about: str) -> Method:
     def run(scene: Scene) -> F32:
         return reconstruct_radiance(_as_fitted(scene.bracket) if how == "auto" else scene.bracket, prepared()).radiance
 
-    return Method(name, about, run, how == "auto", prepare=prepared, state=lambda scene: _weights_of(card, how == "refine"))
+    return Method(name, about, run, how == "auto", prepare=prepared, state=lambda scene: _state_of(card, how == "refine"))
 
 
 @lru_cache(maxsize=8)
-def _weights_of(card: str, refined: bool) -> str:
-    """Of the network, and of its refiner where that takes part."""
-    own = load_card(card).fingerprint
-    return f"{own}+{refiner_card(card).fingerprint}" if refined else own
+def _state_of(card: str, refined: bool) -> str:
+    """State of the network, and of its refiner where that takes part."""
+    own = load_card(card).state
+    return f"{own}+{refiner_card(card).state}" if refined else own
 
 
 @dataclass(frozen=True)
