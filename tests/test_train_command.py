@@ -62,6 +62,38 @@ def test_ctrl_c_says_how_to_go_on(data, cache, tmp_path, capsys, monkeypatch):
     assert err == f"gmodiff: stopped; the same command goes on from the last checkpoint in {tmp_path}, if there is one\n"
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"),
+            "not enough memory for 2 crops of 64",
+        ),
+        (torch.OutOfMemoryError("CUDA out of memory"), "not enough memory for 2 crops of 64"),
+        (MemoryError(), "give another --out and a smaller --batch or --crop"),
+        (RuntimeError("DataLoader worker (pid 4711) is killed by signal: Killed."), "give fewer --workers than 1"),
+    ],
+)
+def test_want_of_memory_is_one_line(data, cache, tmp_path, capsys, monkeypatch, error, said):
+    def fails(*args, **more):
+        raise error
+
+    monkeypatch.setattr(loop, "train", fails)
+    code, _, err = run(command(data, tmp_path, cache, "--workers", "1")[2:], capsys)
+    assert code == 2
+    assert said in err
+    assert err.count("\n") == 1
+
+
+def test_other_errors_of_torch_are_not_hidden(data, cache, tmp_path, capsys, monkeypatch):
+    def fails(*args, **more):
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr(loop, "train", fails)
+    with pytest.raises(RuntimeError, match="shapes"):
+        run(command(data, tmp_path, cache)[2:], capsys)
+
+
 def _step(out: Path) -> int:
     path = out / loop.CHECKPOINT
     return int(torch.load(path, weights_only=True)["step"]) if path.is_file() else 0

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from gmodiff.errors import FileFormatError, InputError, MissingDependencyError
+from gmodiff.errors import FileFormatError, InputError, MissingDependencyError, says_memory
 from gmodiff.model_card import Arrays, Card, Model
 from gmodiff.radiometry import F32
 from gmodiff.tiling import threads
@@ -215,7 +215,7 @@ def _memory_errors() -> Iterator[None]:
     except MemoryError:
         raise
     except Exception as error:
-        if any(word in str(error).lower() for word in ("alloc", "out of memory", "not enough memory")):
+        if says_memory(error):
             raise MemoryError(_first_line(error)) from None
         raise
 

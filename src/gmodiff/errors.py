@@ -31,3 +31,8 @@ class OutputError(GMODiffError):
 
 class MissingDependencyError(GMODiffError):
     """An optional dependency is not installed; the message holds the pip line."""
+
+
+def says_memory(error: BaseException) -> bool:
+    """Whether an error says that memory did not suffice: torch and the engines raise their own kinds, of RuntimeError mostly."""
+    return isinstance(error, MemoryError) or any(w in str(error).lower() for w in ("alloc", "out of memory", "not enough memory"))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gmodiff import machine
-from gmodiff.errors import InputError, MissingDependencyError
+from gmodiff.errors import InputError, MissingDependencyError, says_memory
 from gmodiff.full_estimate import MIN_TILE_PX, FullEstimator, check_tile
 from gmodiff.model_card import FULL_MODEL, Arrays, Card, check_weights, sha256
 from gmodiff.radiometry import F32
@@ -186,8 +186,7 @@ class FullModel:
         try:
             yield
         except (RuntimeError, MemoryError) as error:
-            said = str(error).lower()
-            if isinstance(error, MemoryError) or any(w in said for w in ("alloc", "out of memory", "not enough memory")):
+            if says_memory(error):
                 raise InputError(self._too_little(height, width, tile_px, free_bytes(self.system.device))) from None
             raise
 
@@ -359,9 +358,8 @@ def _loading_memory(place: torch.device, dtype: torch.dtype, offload: str) -> It
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        said = str(error).lower()
-        if isinstance(error, MemoryError) or any(w in said for w in ("out of memory", "can't allocate", "not enough memory")):
-            if place.type in said:  # "CUDA out of memory", "MPS backend out of memory": not main memory
+        if says_memory(error):
+            if place.type in str(error).lower():  # "CUDA out of memory", "MPS backend out of memory": not main memory
                 advice = "--offload auto keeps parts of them in main memory; or " if offload == "off" and place.type == "cuda" else ""
                 name = str(dtype).removeprefix("torch.")
                 raise InputError(

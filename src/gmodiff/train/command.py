@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gmodiff.errors import FileFormatError, InputError, MissingDependencyError
+from gmodiff.errors import FileFormatError, InputError, MissingDependencyError, says_memory
 
 if TYPE_CHECKING:
     from gmodiff.train.recipes import Recipe
@@ -253,7 +253,14 @@ def _run(
     except KeyboardInterrupt:
         click.echo(f"gmodiff: stopped; the same command goes on from the last checkpoint in {out}, if there is one", err=True)
         sys.exit(INTERRUPTED)
-    except (torch.OutOfMemoryError, MemoryError):
+    except (RuntimeError, MemoryError) as error:
+        if "DataLoader worker" in str(error):
+            raise InputError(
+                f"a worker that makes scenes ended without a word, perhaps for want of memory: give fewer --workers than {workers}, and "
+                "the same command goes on from the last checkpoint"
+            ) from None
+        if not says_memory(error):
+            raise
         asked = f"{recipe.batch} crops of {recipe.crop_px} pixels"
         first = "give --recompute and go on; or " if recipe.stage == "sd21-onestep" and not recipe.recompute else ""
         raise InputError(f"not enough memory for {asked}: {first}give another --out and a smaller --batch or --crop, or --bf16") from None
