@@ -77,7 +77,7 @@ def test_other_formats(tmp_path, suffix):
     assert facts["gain_map"] is None
     assert facts["content"] == ("scene" if suffix in ("exr", "hdr", "tif") else "rendition")
     assert facts["headroom_stops"] == pytest.approx(math.log2(6), abs=0.1)
-    assert (facts["provenance"] is not None) == (suffix in ("exr", "png", "avif", "jxl"))
+    assert facts["provenance"] is not None
     assert facts["format"] in as_text(facts)
 
 
@@ -222,11 +222,25 @@ def test_preview_refuses_what_it_cannot_do(tmp_path):
     ],
 )
 def test_files_say_what_networks_did(tmp_path, said, line):
-    for suffix in ("jpg", "avif"):
+    for suffix in ("jpg", "avif", "exr", "hdr", "tif"):
         write(replace(PICTURE, metadata=said), tmp_path / f"a.{suffix}")
         facts = describe(tmp_path / f"a.{suffix}")
         assert facts["network"] == {"name": said["network"], "refine": said["refine"], "noise_reduced": said["noise_reduced"]}
         assert line in as_text(facts).splitlines()
+
+
+def test_a_comment_is_one_line_whatever_a_model_is_called(tmp_path):
+    """In .hdr a new line would begin another header line."""
+    said = {"network": "a;b\nEXPOSURE=4\n\n-Y 1 +X 1", "refine": 0.0, "noise_reduced": False}
+    plain = replace(PICTURE, metadata={"network": "ab", "refine": 0.0, "noise_reduced": False})
+    for suffix in ("hdr", "exr", "tif"):
+        write(replace(PICTURE, metadata=said), tmp_path / f"a.{suffix}")
+        write(plain, tmp_path / f"b.{suffix}")
+        a, b = (describe(tmp_path / f"{n}.{suffix}") for n in "ab")
+        assert a["network"]["name"] == "a,b EXPOSURE=4 -Y 1 +X 1"
+        assert a["light"] == b["light"]
+        assert a["provenance"] == b["provenance"]
+        assert b["content"] == a["content"]
 
 
 def test_files_that_say_nothing_of_networks_or_nonsense(tmp_path):

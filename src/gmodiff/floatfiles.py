@@ -17,6 +17,7 @@ import OpenImageIO as oiio
 from numpy.typing import NDArray
 
 from gmodiff.errors import FileFormatError, OutputError
+from gmodiff.hdrgm import facts_metadata, facts_of_text
 from gmodiff.icc import adaptation, colour_space_from_icc, profile_bytes
 from gmodiff.image import HDRImage
 from gmodiff.radiometry import ADOBE_RGB, BT2020, DISPLAY_P3, F32, SDR_WHITE_NITS, SRGB, ColourSpace
@@ -191,9 +192,7 @@ def read(path: Path, head: bytes, accept: Callable[[int, int], None]) -> HDRImag
     content = "rendition" if description.startswith("rendition") else "scene"
     metadata: dict[str, Any] = {"format": name, "notes": notes}
     if description:
-        metadata["content"] = description.split(";")[0]
-        if content == "rendition":
-            metadata["look"] = metadata["content"].removeprefix("rendition: ")
+        metadata |= facts_metadata(facts_of_text(description))
     return HDRImage(radiance, provenance=provenance, content=content, colour=colour, base_colour=colour, metadata=metadata)
 
 
@@ -305,7 +304,7 @@ def _radiance_lines(head: bytes) -> list[str]:
 def _radiance_comment(head: bytes) -> str:
     """Our own line, which says what the file holds."""
     comments = (line[1:].strip() for line in _radiance_lines(head) if line.startswith("#") and not line.startswith("#?"))
-    return next((c for c in comments if c.startswith(("scene-linear", "rendition: "))), "")
+    return next((c for c in comments if c.startswith(("scene-linear", "rendition: ", "rendition; "))), "")
 
 
 def _radiance_exposure(head: bytes) -> float:

@@ -320,8 +320,21 @@ def _network_metadata(facts: Mapping[str, str]) -> dict[str, Any]:
         return {}
 
 
+def facts_text(facts: Mapping[str, str]) -> str:
+    """Our own facts as one line, for files that hold a comment and no XMP: the content, then name=value, between semicolons."""
+    told = (f"{name}={value}" for name, value in facts.items() if name != "Content")
+    return "; ".join(" ".join(part.replace(";", ",").split()) for part in (facts["Content"], *told))
+
+
+def facts_of_text(line: str) -> dict[str, str]:
+    """The reverse of `facts_text`; what is not of that form is left out."""
+    content, *others = line.split("; ")
+    named = (re.fullmatch(r"([A-Z][A-Za-z]+)=(.+)", part) for part in others)
+    return {"Content": content} | {m[1]: m[2] for m in named if m}
+
+
 def facts_metadata(facts: Mapping[str, str]) -> dict[str, Any]:
-    """What our own XMP facts say, as metadata of an HDRImage: "look", "provenance" in per cent, and "network", "refine" and
+    """What our own facts say, as metadata of an HDRImage: "look", "provenance" in per cent, and "network", "refine" and
     "noise_reduced" as `pipeline.finished` has them.
     """
     out = _network_metadata(facts)

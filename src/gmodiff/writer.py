@@ -25,7 +25,7 @@ from gmodiff import __version__, floatfiles, pq
 from gmodiff.errors import InputError, OutputError
 from gmodiff.exif import clean_block, read_exif
 from gmodiff.gainmap import GainMap, GainMapMetadata, Triple, apply_log2_gain, log2_gain
-from gmodiff.hdrgm import alternate_colour, facts_xmp, network_facts
+from gmodiff.hdrgm import alternate_colour, facts_text, facts_xmp, network_facts
 from gmodiff.icc import profile_bytes
 from gmodiff.image import HDRImage
 from gmodiff.radiometry import luminance_weights, srgb_decode
@@ -72,23 +72,22 @@ def write(image: HDRImage, path: StrPath, *, quality: int = 95, compact: bool = 
     exif = None if strip or image.exif is None else clean_block(image.exif, image.radiance.shape[1], image.radiance.shape[0])
     taken = read_exif(exif).datetime if exif else ""
     facts = _facts(image, rendition=suffix in (".jpg", ".jpeg", ".avif", ".png", ".jxl"))
-    content = facts["Content"]
     with replacing(target, force) as temporary:
         if suffix in (".jpg", ".jpeg"):
             temporary.write_bytes(_ultra_hdr(image, target, quality, compact, exif, facts))
         elif suffix == ".png":
             xmp = facts_xmp(facts, _SOFTWARE)
-            temporary.write_bytes(pq.png_bytes(image, exif=exif, xmp=xmp, description=content))
+            temporary.write_bytes(pq.png_bytes(image, exif=exif, xmp=xmp, description=facts["Content"]))
         elif suffix == ".avif":
             temporary.write_bytes(pq.avif_bytes(image, quality=quality, exif=exif, xmp=facts_xmp(facts, _SOFTWARE)))
         elif suffix == ".jxl":
             pq.write_jxl(image, temporary, quality=quality, exif=exif, xmp=facts_xmp(facts, _SOFTWARE))
         elif suffix == ".exr":
-            floatfiles.write_exr(image, temporary, description=content, software=_SOFTWARE, taken=taken)
+            floatfiles.write_exr(image, temporary, description=facts_text(facts), software=_SOFTWARE, taken=taken)
         elif suffix == ".hdr":
-            floatfiles.write_hdr(image, temporary, description=content, software=_SOFTWARE)
+            floatfiles.write_hdr(image, temporary, description=facts_text(facts), software=_SOFTWARE)
         else:
-            floatfiles.write_tiff(image, temporary, description=content, software=_SOFTWARE, taken=taken)
+            floatfiles.write_tiff(image, temporary, description=facts_text(facts), software=_SOFTWARE, taken=taken)
 
 
 def write_provenance(provenance: NDArray[np.uint8], path: StrPath, *, force: bool = False) -> None:
