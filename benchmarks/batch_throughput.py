@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--model", default="compact")
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
-    weights = "" if options.model == "none" else load_card(options.model).fingerprint
+    weights = "" if options.model == "none" else load_card(options.model).state
     settings = Settings(model=options.model, weights=weights)
     folder = Path(tempfile.mkdtemp())
     every = os.sched_getaffinity(0)

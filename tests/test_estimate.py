@@ -1,7 +1,10 @@
 """The network on a bracket: tiles that nobody can see, the same bytes twice, any runtime, and files that are what their card says."""
 
+import gc
 import json
 import shutil
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -299,6 +302,55 @@ def test_runtimes_agree(aligned, runtime):
         for m in (load_model(exact=True), load_model(runtime=runtime, device="cpu"))
     ]
     assert np.abs(gains[0] - gains[1]).max() < 1e-3
+
+
+def _inputs(seed, side=64):
+    dice = np.random.default_rng(seed)
+    shapes = {"linear": (3, 3), "coverage": (3, 1), "merged": (1, 3), "encoded": (1, 3)}
+    given = {k: dice.random((*channels, side, side), np.float32) for k, channels in shapes.items()}
+    return given | {"stops": np.array([0, -2, 2], np.float32)}
+
+
+def test_two_threads_share_a_model(compact):
+    """As merges on the page do, and one of them may let go of memory while the other works."""
+    wanted = [compact(_inputs(n))["change"] for n in range(2)]
+
+    def work(n):
+        for _ in range(12):
+            if not np.array_equal(compact(_inputs(n))["change"], wanted[n]):
+                return "another answer"
+            compact.rest()
+        return ""
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(work, range(2))) == ["", ""]
+
+
+def test_a_model_that_rests_holds_nothing_of_what_it_was_given(compact):
+    given = _inputs(0)
+    wanted = compact(given)["change"]
+    held = [weakref.ref(v) for v in given.values()]
+    released = []
+
+    class Program:
+        def __init__(self, program):
+            self.program = program
+
+        def create_infer_request(self):
+            return self.program.create_infer_request()
+
+        def release_memory(self):
+            released.append(True)
+            self.program.release_memory()
+
+    kept = dict(compact._compiled)
+    compact._compiled = {key: (Program(program), request) for key, (program, request) in kept.items()}
+    del given, kept
+    compact.rest()
+    gc.collect()
+    assert [h() for h in held] == [None] * len(held)
+    assert len(released) == len(compact._compiled)
+    assert np.array_equal(compact(_inputs(0))["change"], wanted)
 
 
 def test_sixteen_bits_are_as_good_as_eight(compact):

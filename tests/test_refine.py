@@ -54,7 +54,7 @@ class Repainter:
         constant, pattern, colour = self.values
         gain = inputs["gain"]
         self.shapes.append({k: v.shape for k, v in inputs.items()})
-        fine = np.sin(300 * gain.mean(axis=1, keepdims=True))  # follows the picture, so that every tile says the same
+        fine = np.sin(300 * gain.mean(axis=1, keepdims=True))  # follows the picture, so that every square says the same
         tint = np.array([colour, 0, -colour], np.float32)[None, :, None, None]
         return {"refined": gain + constant + pattern * fine + tint}
 
@@ -85,10 +85,10 @@ def test_nothing_is_refined_where_nothing_is_doubtful(aligned):
     assert not refiner.shapes
 
 
-def test_only_doubtful_places_change_and_only_their_tiles_are_computed(aligned):
+def test_only_doubtful_places_change_and_only_their_squares_are_computed(aligned):
     refiner = Repainter(pattern=0.2)
     plain = Estimator(Guide(doubt()))(*aligned)
-    refined = estimate(aligned, doubt(slice(100, None)), refiner)  # columns from 400 on: the third tile alone
+    refined = estimate(aligned, doubt(slice(100, None)), refiner)  # columns from 400 on: the third square alone
     changed = np.abs(refined.radiance - plain.radiance).max(axis=-1) > 1e-6
     assert changed[:, 410:].mean() > 0.5
     assert not changed[:, :390].any()
@@ -123,38 +123,90 @@ def test_tiles_leave_no_seam(aligned):
 
 
 @pytest.mark.parametrize("shape", [(352, 512), (339, 501), (200, 517)])
-def test_refining_changes_nothing_of_how_the_estimate_is_made(shape):
-    """Of any size, in tiles or not, the refiner gets the whole picture's gain and features, edges repeated up to the stride."""
+def test_the_refiner_gets_the_whole_picture_however_it_is_tiled(shape):
+    """Gain, short frame, features and doubt of every square, and none of a tile: of any size, edges repeated up to the stride."""
     bracket = small_scene(height=shape[0], width=shape[1]).bracket
     alignments = align(bracket)
     merged = merge(bracket, alignments).radiance
-    tiles = []
 
     class Watching(Guide):
+        """Its features follow from the picture."""
+
         def __call__(self, inputs):
-            tiles.append(inputs["merged"].shape[2:])
-            places = {k: np.cumsum(np.ones_like(v), axis=3) for k, v in super().__call__(inputs).items() if "context" in k}
-            return super().__call__(inputs) | places
+            said, seen = super().__call__(inputs), inputs["merged"]
+            said["change"] = np.float32(0.1) * seen
+            said["degradation"] = np.clip(_cells(seen, 4).mean(axis=1, keepdims=True) * 4, 0, 1)
+            return said | {f"context_{fold}": _cells(seen, fold) for fold in (8, 16, 32)}
 
     class Looking(Repainter):
         def __call__(self, inputs):
-            assert all(np.isfinite(v).all() for v in inputs.values())
-            assert inputs["gain"].shape[2] % 32 == inputs["gain"].shape[3] % 32 == 0
-            assert (inputs["context_8"] >= 1).all()
+            self.seen.append(inputs)
             return super().__call__(inputs)
 
-    seen = []
-    for refinement in (None, Refinement(Looking(pattern=0.1))):
-        for tile in (None, (160, 160)):
-            tiles.clear()
-            Estimator(Watching(np.ones((200, 200), np.float32)), tile, refinement=refinement)(bracket, alignments, merged)
-            seen.append(list(tiles))
-    assert seen[:2] == seen[2:]
-    assert len(seen[1]) > 1
+    found, made = [], []
+    for tile in (None, (160, 160)):
+        refiner = Looking(pattern=0.1)
+        refiner.seen = []
+        made.append(Estimator(Watching(doubt()), tile, refinement=Refinement(refiner))(bracket, alignments, merged))
+        plain = Estimator(Watching(doubt()), tile)(bracket, alignments, merged)
+        assert np.array_equal(plain.degradation, made[-1].degradation)
+        assert (plain.radiance != made[-1].radiance).any()
+        untouched = (made[-1].radiance == plain.radiance).all(axis=-1) & (made[-1].invented == plain.invented)
+        assert untouched[plain.degradation < 120].all()
+        found.append(refiner.seen)
+    assert np.array_equal(made[0].radiance, made[1].radiance)
+    assert len(found[0]) == len(found[1]) > 1
+    for whole, tiled in zip(*found, strict=True):
+        for name, values in whole.items():
+            np.testing.assert_array_equal(values, tiled[name], err_msg=name)
+        # What the refiner gets of one place belongs together.
+        gain, context = whole["gain"], whole["context_32"]
+        assert gain.shape[2:] == tuple(32 * s for s in context.shape[2:])
+        assert np.corrcoef(_cells(gain, 32).ravel(), context.ravel())[0, 1] > 0.7
+
+
+def _cells(picture, fold):
+    """(1, C, H, W) to means of cells."""
+    batch, channels, height, width = picture.shape
+    return picture.reshape(batch, channels, height // fold, fold, width // fold, fold).mean(axis=(3, 5))
+
+
+def test_all_that_was_refined_is_invented_at_a_smaller_size_too(aligned):
+    """The network sees a quarter of the pixels; what it says is enlarged, with whatever was added."""
+    edges = doubt()
+    edges[20:30, 20:30] = 1  # a mask with hard edges
+    for shrink in (2, 3):
+        plain = Estimator(Guide(edges), shrink=shrink)(*aligned)
+        refined = Estimator(Guide(edges), shrink=shrink, refinement=Refinement(Repainter(pattern=0.3)))(*aligned)
+        moved = (plain.radiance != refined.radiance).any(axis=-1)
+        assert moved.any()
+        assert refined.invented[moved].all()
+
+
+def test_progress_rises_while_something_is_refined(aligned):
+    told = []
+    everywhere = Estimator(Guide(doubt(slice(None))), refinement=Refinement(Repainter()))
+    everywhere(*aligned, progress=told.append)
+    assert told == sorted(told)
+    assert told[-1] == 1
+    assert sum(0.7 < fraction < 1 for fraction in told) > 2
+
+
+def test_a_context_that_half_precision_cannot_hold_is_the_networks_fault(aligned):
+    class Loud(Guide):
+        def __call__(self, inputs):
+            said = super().__call__(inputs)
+            return said | {"context_16": said["context_16"] + self.value}
+
+    for value in (1e6, np.inf, np.nan):
+        guide = Loud(doubt(slice(None)))
+        guide.value = np.float32(value)
+        with pytest.raises(InputError, match="context that are not finite, or enormous"):
+            Estimator(guide, refinement=Refinement(Repainter()))(*aligned)
 
 
 def test_both_networks_rest_when_they_are_done(aligned):
-    """And where memory does not suffice for the refiner, there is one line."""
+    """Also when something went wrong; where memory does not suffice there is one line."""
     said = []
 
     class Resting(Guide):
@@ -174,9 +226,18 @@ def test_both_networks_rest_when_they_are_done(aligned):
             raise MemoryError
 
     Estimator(Resting(doubt(slice(20, 30))), refinement=Refinement(Tired()))(*aligned)
-    assert said[0] == "guide"
-    assert said[-1] == "refiner"
-    assert set(said[1:-1]) == {"refined"}
+    assert said[0] == said[-1] == "guide"
+    assert said[-2] == "refiner"
+    assert set(said[1:-2]) == {"refined"}
+    said.clear()
+
+    class Broken(Resting):
+        def __call__(self, inputs):
+            raise MemoryError
+
+    with pytest.raises(InputError, match="give a smaller --tile, or --refine 0"):
+        Estimator(Broken(doubt()), refinement=Refinement(Tired()))(*aligned)
+    assert said == ["guide"]
     with pytest.raises(InputError, match="not enough memory for the refiner: give --refine 0"):
         estimate(aligned, doubt(slice(None)), Forgetful())
 

@@ -170,7 +170,7 @@ def test_no_seam_between_tiles_that_are_refined(shipped_refiner, gain_in_tiles):
 
 @pytest.mark.parametrize("columns", [576, 672, 800])
 def test_no_seam_between_tiles_where_something_bright_moved(gain_in_tiles, columns):
-    """Beside one that is not refined: here a halo of 96 pixels left 1.5e-3."""
+    """Here a halo of 96 pixels left 1.5e-3."""
     width, _, gain = gain_in_tiles
     assert width > columns
     assert np.abs(gain(4096) - gain(columns)).max() < 1e-3

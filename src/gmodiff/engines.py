@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -65,7 +66,7 @@ class Engine(ABC):
     def __call__(self, inputs: Arrays) -> dict[str, F32]:
         """See `Model`."""
 
-    def rest(self) -> None:  # noqa: B027  (most have nothing to let go of)
+    def rest(self) -> None:  # noqa: B027  (ONNX Runtime has no say in it)
         """Let go of working memory until asked again."""
 
 
@@ -92,6 +93,8 @@ class OpenVINO(Engine):
         self._settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"} if exact else {}
         self._settings |= {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads()} if self._device == "CPU" else {}
         self._compiled: dict[tuple[Any, ...], Any] = {}
+        self._lock = threading.Lock()
+        """A request works for one thread, and its answers lie in it until they are taken: the page shares a model between merges."""
 
     @property
     def runtime(self) -> str:
@@ -102,6 +105,10 @@ class OpenVINO(Engine):
 
     def __call__(self, inputs: Arrays) -> dict[str, F32]:
         """See `Model`."""
+        with self._lock:
+            return self._answer(inputs)
+
+    def _answer(self, inputs: Arrays) -> dict[str, F32]:
         key = tuple((k, v.shape) for k, v in inputs.items())
         if key not in self._compiled:
             fixed = self._model.clone()
@@ -123,8 +130,10 @@ class OpenVINO(Engine):
 
     def rest(self) -> None:
         """See `Engine`."""
-        for program, _ in self._compiled.values():
-            program.release_memory()
+        with self._lock:
+            for key, (program, _) in self._compiled.items():
+                self._compiled[key] = program, program.create_infer_request()  # the old one holds the inputs that it shared
+                program.release_memory()
 
 
 class OnnxRuntime(Engine):
@@ -205,6 +214,13 @@ class Torch(Engine):
         ):
             found = self._network.by_name(given)
         return {k: v.float().cpu().numpy() for k, v in found.items()}
+
+    def rest(self) -> None:
+        """See `Engine`."""
+        import torch
+
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
 
 
 @contextmanager

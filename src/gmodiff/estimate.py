@@ -22,7 +22,7 @@ from gmodiff.align import Alignment, warp_rows
 from gmodiff.errors import InputError
 from gmodiff.gainmap import MU_GAIN, OFFSET
 from gmodiff.image import Bracket
-from gmodiff.model_card import Card, Model
+from gmodiff.model_card import Card, Model, rest
 from gmodiff.noise_reduction import NoiseReduction
 from gmodiff.provenance import INFERRED, REFERENCE, largest, look_up
 from gmodiff.radiometry import F32
@@ -52,8 +52,9 @@ INVENTED_GAIN = 0.06
 """A pixel that the reference did not measure counts as inferred where the network's own residual, which no frame accounts for, moves
 the network gain by more than this: 0.4 stops over a clipped reference."""
 
-REFINED_GAIN = 2 * INVENTED_GAIN
-"""What counts as the residual wherever the refiner added anything, however little: what it says is invention."""
+REFINED_GAIN = 1e4 * INVENTED_GAIN
+"""What counts as the residual wherever the refiner added anything, however little: what it says is invention. So much that it stays above
+INVENTED_GAIN where a smaller picture's residual is enlarged, at the far end of what was added too."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,17 @@ class Estimator:
     def __call__(
         self, bracket: Bracket, alignments: Sequence[Alignment], merged: F32, *, progress: Callable[[float], None] | None = None
     ) -> Estimate:
-        """merged: (H, W, 3) radiance of the classical merge. Raises InputError where memory does not suffice for a tile."""
+        """merged: (H, W, 3) radiance of the classical merge. Raises InputError where memory does not suffice for a tile or for the refiner,
+        and for broken weights.
+        """
+        try:
+            return self._estimated(bracket, alignments, merged, progress)
+        finally:
+            rest(self.model)
+
+    def _estimated(
+        self, bracket: Bracket, alignments: Sequence[Alignment], merged: F32, progress: Callable[[float], None] | None
+    ) -> Estimate:
         card, reducer = self.model.card, self._reducer
         order = frames_for(bracket, card.max_frames)
         left_out = bool(bracket.relative_exposures[0] < min(bracket.relative_exposures[i] for i in order))
@@ -162,20 +173,21 @@ class Estimator:
                     feed.fill(band, top)
                 left = tile_start(left_core, width, columns, card.halo_px, card.stride)
                 inputs = {k: np.ascontiguousarray(v[..., left : left + columns]) for k, v in band.items()} | {"stops": feed.stops}
+                core = slice(first, end), slice(left_core, right_core)
                 inner = slice(first - top, end - top), slice(left_core - left, right_core - left)
                 try:
                     said = self.model(inputs)
+                    _refuse_broken(said, card)
+                    kept = {"degradation": said["degradation"]} | ({} if refinement is None else refinement.kept(inputs, said))
+                    whole.put(kept, (top, left), core, (rows, columns))
                 except MemoryError:
-                    raise InputError(f"not enough memory for tiles of {columns}x{rows} pixels: give a smaller --tile") from None
-                _refuse_broken(said, card)
-                core = slice(first, end), slice(left_core, right_core)
+                    less = "" if refinement is None else ", or --refine 0"
+                    raise InputError(f"not enough memory for tiles of {columns}x{rows} pixels: give a smaller --tile{less}") from None
                 change[core] = said["change"][0].transpose(1, 2, 0)[inner]
                 residual[core] = said["residual"][0, 0][inner]
-                kept = {} if refinement is None else refinement.kept(inputs, said)
-                whole.put({"degradation": said["degradation"]} | kept, (top, left), core, (rows, columns))
                 del inputs, said, kept  # before there are others
         del band  # as large as what follows
-        _rest(self.model)
+        rest(self.model)
         if refinement is not None:
             _refine(refinement, whole.made, change, residual, progress)
         if progress is not None:
@@ -203,18 +215,12 @@ def _refine(
         added = refinement(found, progress=told)
     except MemoryError:
         raise InputError("not enough memory for the refiner: give --refine 0") from None
-    _rest(refinement.model)
+    finally:
+        rest(refinement.model)
     if added is not None:
         added = added[: change.shape[0], : change.shape[1]]
         change += added[..., None]
         residual[added != 0] = REFINED_GAIN
-
-
-def _rest(model: Model) -> None:
-    """Let a model go of its working memory, if it can."""
-    rest = getattr(model, "rest", None)  # anything that answers as a model does will do
-    if rest is not None:
-        rest()
 
 
 def _refuse_broken(said: Mapping[str, F32], card: Card) -> None:

@@ -54,15 +54,17 @@ class Card:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits of the weights: rows of an evaluation carry them."""
+        """16 hex digits of the weights, of which files that a model made tell."""
         return hashlib.sha256(json.dumps(dict(self.sha256), sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def state(self) -> str:
-        """All that decides what the model answers, so that whoever keeps answers knows when to ask again: the fingerprint, a point, and 8
-        digits of the card's limits.
+        """All that the card says that decides answers, so that whoever keeps some knows when to ask again: the fingerprint, a point, and 8
+        digits of threshold, reach and limits.
         """
-        limits = [self.max_frames, self.stride, self.halo_px, self.gain_limit, self.facts.get("threshold"), self.facts.get("noise")]
+        noise = self.facts.get("noise") or {}
+        limits = [self.max_frames, self.stride, self.halo_px, self.gain_limit, self.facts.get("threshold")]
+        limits += [noise.get("stride"), noise.get("halo_px")]
         return f"{self.fingerprint}.{hashlib.sha256(json.dumps(limits, sort_keys=True).encode()).hexdigest()[:8]}"
 
     @property
@@ -126,6 +128,13 @@ class Model(Protocol):
     def __call__(self, inputs: Arrays) -> dict[str, F32]:
         """Arrays by name; see `model.on_arrays` for the compact model's."""
         ...
+
+
+def rest(model: Model) -> None:
+    """Let a model go of its working memory, if it can: anything that answers as a model does will do."""
+    let_go = getattr(model, "rest", None)
+    if let_go is not None:
+        let_go()
 
 
 def sha256(path: Path) -> str:

@@ -43,12 +43,12 @@ def load_network(
     model = load_model(name, **options)
     own = getattr(model, "estimator", None)  # the full-size model is fed in another way
     if own is None:
-        refiner = load_refiner(name, runtime=options.get("runtime", "auto"), device=options.get("device", "auto")) if refine > 0 else None
+        refiner = load_refiner(name, runtime=options.get("runtime", "auto"), device=options.get("device", "auto")) if refine != 0 else None
         refinement = None if refiner is None else Refinement(refiner, refine)
         size = None if tile is None else (tile, tile)
         return Network(model, Estimator(model, size, SHRINK[estimate_size], refinement, keep_noise))
     if estimate_size == "half":
         raise InputError(f"--estimate-size {estimate_size}: model {name} sees every pixel; merge smaller copies, or leave this out")
-    if refine > 0:
+    if refine != 0:
         raise InputError(f"--refine {refine:g}: model {name} refines everything by itself; leave this out")
     return Network(model, own(tile))

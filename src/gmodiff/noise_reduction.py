@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -17,12 +16,10 @@ from numpy.typing import NDArray
 
 from gmodiff.errors import InputError
 from gmodiff.image import Bracket
+from gmodiff.model_card import Model, rest
 from gmodiff.provenance import SHARE_SCALE, look_up
 from gmodiff.radiometry import F32, deviation_of_codes
 from gmodiff.tiling import for_each_strip, tile_cores, tile_shape, tile_start
-
-if TYPE_CHECKING:
-    from gmodiff.model_card import Model
 
 TILE_AREA_PX = 350_000
 """Most that the network gets at once: it works at full size, larger tiles are no faster, and take more memory (docs/results.md)."""
@@ -87,6 +84,7 @@ class NoiseReduction:
                     f"the noise reducer of model {card.name} returned values that are not finite: its weights are broken; give --keep-noise"
                 )
             shares[slice(*down), slice(*across)] = np.rint(inner * np.float32(SHARE_SCALE))
+        rest(self.model)
         if progress is not None:
             progress(1.0)
         return _without_means(shares)

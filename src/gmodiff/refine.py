@@ -37,7 +37,7 @@ FULL_FROM = 0.15
 
 @dataclass(frozen=True)
 class Square:
-    """What is refined at once. core: its rows and columns.   around: those that the refiner has to see for it, multiples of its stride.
+    """What is refined at once. core: its rows and columns.   around: those the refiner has to see for it, multiples of CONTEXT's cells.
     picture: rows and columns of the whole.
     """
 
@@ -79,7 +79,7 @@ class Refinement:
         """What has to be kept of a tile until all are done, from what the regressor was given and said (`model.on_arrays`): "gain", the
         network gain of the estimate, "short", the square root of the shortest frame's linear light, and CONTEXT; in half precision.
 
-        Raises InputError for a regressor that says nothing of its context.
+        Raises InputError for a regressor that says nothing of its context, or nonsense.
         """
         missing = [k for k in CONTEXT if k not in said]
         if missing:
@@ -87,7 +87,12 @@ class Refinement:
         white, shortest = np.float32(2.0 ** float(inputs["stops"].min())), int(inputs["stops"].argmin())
         gain = mu_gain(inputs["merged"] * white, inputs["encoded"]) + said["change"]
         pictures = {"gain": np.clip(gain, 0, self.model.card.gain_limit), "short": np.sqrt(inputs["linear"][shortest : shortest + 1])}
-        return {name: values.astype(np.float16) for name, values in (pictures | {k: said[k] for k in CONTEXT}).items()}
+        whole = pictures | {k: said[k] for k in CONTEXT}
+        if not all(np.abs(said[k]).max() < np.finfo(np.float16).max for k in CONTEXT):
+            raise InputError(
+                "the network says values of its context that are not finite, or enormous: its weights are broken; use --refine 0"
+            )
+        return {name: values.astype(np.float16) for name, values in whole.items()}
 
     def __call__(self, found: Mapping[str, NDArray[Any]], *, progress: Callable[[float], None] | None = None) -> F32 | None:
         """(rows, columns) what to add to the network gain of all three channels; None for nothing.

@@ -257,7 +257,7 @@ def _counted() -> Callable[[int, int], None] | None:
 
 
 def _settings(*, no_align: bool, **options: Any) -> Settings:
-    """The options as settings, with the hash of the network's weights, and of the refiner's, so that new ones count as a change."""
+    """The options as settings, with the state of the network and of its refiner, so that new ones count as a change."""
     from gmodiff.batch.one_set import Settings
     from gmodiff.model_card import FULL_MODEL
     from gmodiff.networks import refuse_idle

@@ -20,7 +20,9 @@ PREVIEW_PX = 360
 
 @dataclass(frozen=True)
 class Settings:
-    """What makes a difference to a result; as the options of `gmodiff merge`. weights: hash of the network's, "" without one."""
+    """What makes a difference to a result; as the options of `gmodiff merge`. weights: state of the network's (`model_card.Card.state`),
+    "" without one.
+    """
 
     model: str = "compact"
     weights: str = ""

@@ -11,7 +11,8 @@ A row holds (keys in this order):
                              and for results read from files)
     threads, workers         how many threads the method had, and how many scenes ran beside each other
     scene_hash, source_hash  of the pixels it saw, and of what the scene was made from
-    method_hash              of what the method's result rests on beyond scene and code: the file of a saved result; "" for none
+    method_hash              of what the method's result rests on beyond scene and code: the file of a saved result, the state of networks
+                             (`model_card.Card.state`); "" for none
     version, commit          of this project
     finished                 UTC, ISO 8601
 """

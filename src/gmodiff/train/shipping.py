@@ -187,11 +187,13 @@ def add_scores(card: Path, rows: Sequence[Path], method: str) -> None:
     found = latest([r for path in rows for r in read_rows(path)[0] if r["method"] == method and r["status"] == "ok"])
     if not found:
         raise InputError(f"no finished rows of method {method!r} in {', '.join(map(str, rows))}: gmodiff evaluate writes them")
-    # States of networks (`Card.state`): rows of CARD@refine name the regressor's too, before that of the refiner.
-    states = {tuple(str(r.get("method_hash")).split("+")) for r in found}
-    weights = {(state[-1:] if model.kind == "refiner" else state) for state in states}
-    if {tuple(part.partition(".")[0] for part in state) for state in weights} != {(model.fingerprint,)}:
-        raise InputError(f"the rows of {method!r} were measured with other weights than {card} names: evaluate this model first")
+    # Rows of CARD@refine name the regressor's state too, before that of the refiner.
+    states = {str(r.get("method_hash")) for r in found}
+    if {s.rpartition("+")[2] if model.kind == "refiner" else s for s in states} != {model.state}:
+        raise InputError(
+            f"the rows of {method!r} were measured with other weights than {card} names, or with another threshold or reach: evaluate "
+            "this model first"
+        )
     _write(card, json.loads(card.read_text()) | {"scores": _scores(found)})
 
 
