@@ -18,11 +18,12 @@ The card's refiner (NAME-refiner.json) lies beside it. Variants:
     fifty_light      the same on latents of radiance instead of gain maps (--light, a run of `train prior --latents light`)
 Parts are taken away after training, not left out of it. Every answer has the same form, what the latent's change makes of the estimate,
 so that the autoencoder's own error costs none of them anything; it is used where the mask doubts, as the refiner's is. Everything runs on
-torch; refiners encode and denoise in bfloat16, as they do on a processor that has it, unless --exact. Alignment, merge and the regressor's
-answer are computed once a scene and shared: the seconds of a row are of what follows them. GFLOP in the table are of refining one square
-with its surroundings, as torch counts them (two for a multiplication and an addition). Noise belongs to its place in the picture, so that
-squares agree and runs repeat. Beside the masks of every scene there is "doubt": where the regressor's degradation mask is above the
-refiner's threshold. --autoencoder: how true gain maps and true radiance of the sets come back through the autoencoder of a run.
+torch in float32, as the refiner does for users; --bf16: encoders and denoisers in bfloat16, in half the time. Alignment, merge and the
+regressor's answer are computed once a scene and shared: the seconds of a row are of what follows them, noise reduction included. GFLOP in
+the table are of refining one square with its surroundings, as torch counts them (two for a multiplication and an addition). Noise belongs
+to its place in the picture, so that squares agree and runs repeat. Beside the masks of every scene there is "doubt": where the regressor's
+degradation mask is above the refiner's threshold. --autoencoder: how true gain maps and true radiance of the sets come back through the
+autoencoder of a run.
 """
 
 from __future__ import annotations
@@ -83,9 +84,9 @@ class Variant:
 
     runtime = "torch"
 
-    def __init__(self, card: Any, refiner: Refiner, less: Mapping[str, Any], *, exact: bool = False) -> None:
+    def __init__(self, card: Any, refiner: Refiner, less: Mapping[str, Any], *, bf16: bool = False) -> None:
         self.card, self.refiner, self.less = card, refiner, dict(less)
-        self.half = nullcontext if exact else partial(torch.autocast, "cpu", torch.bfloat16)
+        self.half = partial(torch.autocast, "cpu", torch.bfloat16) if bf16 else nullcontext
         self.noise: torch.Tensor | None = None
 
     def __call__(self, inputs: Mapping[str, Any]) -> dict[str, F32]:
@@ -107,8 +108,7 @@ class Once:
 
     def __init__(self, model: Any) -> None:
         self.card, self.runtime, self._model = model.card, model.runtime, model
-        reducer = getattr(model, "noise_reducer", None)
-        self.noise_reducer = None if reducer is None else Once(reducer)
+        self.noise_reducer = getattr(model, "noise_reducer", None)
         self._answers: dict[bytes, dict[str, F32]] = {}
 
     def __call__(self, inputs: Mapping[str, Any]) -> dict[str, F32]:
@@ -171,7 +171,7 @@ class WithDoubt:
     @property
     def fingerprint(self) -> str:
         """See `SceneSource`."""
-        return fingerprint(f"{self.threshold} {self.estimator.model.card.fingerprint} {self.source.fingerprint}", {})
+        return fingerprint(f"{self.threshold} {self.estimator.model.card.state} {self.source.fingerprint}", {})
 
     def load(self) -> Scene:
         """See `SceneSource`."""
@@ -217,12 +217,12 @@ def constrained(estimator: Estimator, scene: Scene) -> F32:
     return begun(scene.bracket).estimated(estimator).radiance
 
 
-def methods(model: Once, card: str, chosen: list[str], weights: Mapping[str, Path], *, exact: bool) -> dict[str, Method]:
+def methods(model: Once, card: str, chosen: list[str], weights: Mapping[str, Path], *, bf16: bool) -> dict[str, Method]:
     """Variant by name. weights: of variants that have others than the card's refiner."""
     own = refiner_card(card)
     path = Path(card)
     refiner, _ = read_refiner(path.with_name(f"{path.stem}-refiner.safetensors"))
-    state = f"{load_card(card).fingerprint}+{own.fingerprint}+{own.facts['threshold']}"
+    state = f"{load_card(card).state}+{own.state}"
     found = {}
     for name in chosen:
         refinement, rests_on = None, {}
@@ -231,10 +231,10 @@ def methods(model: Once, card: str, chosen: list[str], weights: Mapping[str, Pat
             if name in weights:
                 network, rests_on = _prior(name, weights[name], own), {name: weights[name]}
             kind = OfLight if name == "fifty_light" else InPlace
-            refinement = kind(Variant(own, network, VARIANTS[name], exact=exact))
+            refinement = kind(Variant(own, network, VARIANTS[name], bf16=bf16))
         how: Callable[..., F32] = without_constraint if name in FREE else constrained
         run = partial(how, Estimator(model, refinement=refinement))
-        mine = fingerprint(f"{state} {VARIANTS.get(name)} {exact}", rests_on)
+        mine = fingerprint(f"{state} {VARIANTS.get(name)}{' in bfloat16' if bf16 and name not in PLAIN else ''}", rests_on)
         found[name] = Method(name, f"{name} of {path.name}", run, state=lambda scene, mine=mine: mine)
     return found
 
@@ -256,13 +256,13 @@ COLUMNS = {
 
 
 def gflop(variant: str) -> float:
-    """GFLOP of refining one square, of the refiner that ships."""
+    """GFLOP of refining one square, of the refiner that ships, or another of its shape."""
     if variant in PLAIN:
         return 0.0
     card = refiner_card("compact")
     side = CORE_PX + 2 * card.halo_px
     refiner, _ = read_refiner(Path(gmodiff.__file__).parent / "weights" / "compact-refiner.safetensors")
-    square = Variant(card, refiner, VARIANTS[variant], exact=True)
+    square = Variant(card, refiner, VARIANTS[variant])
     latent = refiner.autoencoder.shape.latent
     square.noise = torch.randn((1, latent, side // LATENT_FOLD, side // LATENT_FOLD), generator=torch.Generator().manual_seed(0))
     given = {"gain": np.zeros((1, 3, side, side), np.float32), "short": np.zeros((1, 3, side, side), np.float32)}
@@ -276,7 +276,8 @@ def table(paths: list[Path], variants: list[str]) -> None:
     """Means over scenes that every variant has, a table a set; where a mask is empty, a scene counts for nothing in its columns."""
     rows = [row for row in latest([row for path in paths for row in read_rows(path)[0]]) if row["status"] == "ok"]
     rows = [row for row in rows if row["method"] in variants]
-    counted = {variant: gflop(variant) for variant in variants}
+    there = {row["method"] for row in rows}
+    counted = {variant: gflop(variant) for variant in variants if variant in there}
     for name in sorted({row["dataset"] for row in rows}):
         mine: dict[str, dict[str, Any]] = {}
         for row in rows:
@@ -358,7 +359,7 @@ def main() -> None:
     parser.add_argument("--variants", default=",".join(names))
     parser.add_argument("--scene", action="append", default=[])
     parser.add_argument("--metric", action="append")
-    parser.add_argument("--exact", action="store_true", help="refiners in float32")
+    parser.add_argument("--bf16", action="store_true", help="encoders and denoisers in bfloat16")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--force", action="store_true")
     arguments = parser.parse_args()
@@ -378,7 +379,7 @@ def main() -> None:
     if missing:
         parser.error(f"variant {missing[0]} needs the run of a prior: --{'prior' if missing[0] == 'fifty_steps' else 'light'}")
     model = Once(load_model(arguments.card, runtime="torch", device="cpu"))
-    METHODS.update(methods(model, arguments.card, chosen, weights, exact=arguments.exact))
+    METHODS.update(methods(model, arguments.card, chosen, weights, bf16=arguments.bf16))
     threshold = float(refiner_card(arguments.card).facts["threshold"])
     doubts = Estimator(model)
     for path in arguments.sets:

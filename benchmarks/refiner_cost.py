@@ -33,6 +33,7 @@ from gmodiff.align import align
 from gmodiff.bracket import read_bracket
 from gmodiff.estimate import Estimator
 from gmodiff.merge import merge
+from gmodiff.model.diffusion import ONE_STEP_AT
 from gmodiff.model.refiner import read_refiner
 from gmodiff.model_card import Card
 from gmodiff.refine import CORE_PX, Refinement
@@ -68,8 +69,8 @@ def parts(runs: int) -> None:
     refiner, _ = read_refiner(WEIGHTS / "compact-refiner.safetensors")
     gain, short = torch.rand(1, 3, side, side), torch.rand(1, 3, side, side)
     mask = torch.rand(1, 1, side // 4, side // 4)
-    context = [torch.randn(1, w, side // f, side // f) for w, f in zip((64, 128, 192), (8, 16, 32), strict=True)]
-    small, at = torch.nn.functional.avg_pool2d(mask, 2), torch.full((1,), 499)
+    context = [torch.randn(1, w, side // f, side // f) for w, f in zip(refiner.denoiser.shape.context, (8, 16, 32), strict=True)]
+    small, at = torch.nn.functional.avg_pool2d(mask, 2), torch.full((1,), ONE_STEP_AT)
     with torch.no_grad():
         latent, skips = refiner.latent(gain)
         noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(0))
