@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -124,6 +125,8 @@ def test_failures_are_told_however_quiet_and_in_json(card, tmp_path, capsys, inl
         (["-o", "out", "--model", "huge"], "model 'huge': expected compact"),
         (["--dry-run", "--refine", "nan"], "--refine nan: expected 0 to 1"),
         (["--dry-run", "--model", "none", "--refine", "1"], "--refine: of the network, and --model is none"),
+        (["-o", "out", "--tile", "20"], "tile 20: expected 512 pixels a side or more"),
+        (["--dry-run", "--tile", "0"], "tile 0: expected 512 pixels a side or more"),
         (["-o", "out", "--list", "gone.txt"], "--list gone.txt: cannot be read"),
         (["-o", "out", "gone/"], "gone/ cannot be read"),
         (["-o", "out", "gone.json"], "gone.json is a plan, which says everything"),
@@ -139,6 +142,24 @@ def test_what_cannot_be_done_is_one_line(card, tmp_path, capsys, monkeypatch, op
     assert expected in err
     assert err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_broken_weights_are_told_once_and_not_for_every_set(card, tmp_path, capsys):
+    for path in (Path(gmodiff.__file__).parent / "weights").glob("compact*"):
+        shutil.copy(path, tmp_path)
+    words = ["batch", str(card), "-o", str(tmp_path / "out"), "--model", str(tmp_path / "compact.json"), "--refine", "1", "-q"]
+    for name, but in (("compact-refiner.onnx", ["--refine", "0"]), ("compact-noise.onnx", ["--keep-noise"]), ("compact.onnx", [])):
+        whole = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(whole[:-1] + b"x")
+        code, _, err = run(words, capsys)
+        assert code == 2
+        assert f"{name}: not the weights that the card" in err
+        assert err.count("\n") == 1
+        assert not (tmp_path / "out").exists()
+        if but:
+            code, _, err = run([*words, *but, "--dry-run"], capsys)
+            assert code == 0, err
+        (tmp_path / name).write_bytes(whole)
 
 
 def test_an_empty_card_is_one_line(tmp_path, capsys):

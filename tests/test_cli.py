@@ -117,6 +117,7 @@ def test_a_threshold_is_of_a_refiner(tmp_path, capsys):
     [
         (["--model", "huge"], "model 'huge': expected compact"),
         (["--model", "compact", "--tile", "20"], "--tile 20: expected"),
+        (["--model", "compact", "--tile", "0"], "--tile 0: expected"),
         (["--model", "compact", "--device", "abacus"], "abacus"),
         (
             ["--model", "none", "--device", "abacus", "--tile", "512"],
@@ -335,3 +336,16 @@ def test_an_arguments_name_is_shown_as_it_is_typed_and_no_other_word(message, sh
     from gmodiff.cli import _as_typed
 
     assert _as_typed(message, ["merge", "a.jpg"]) == shown
+
+
+def test_folders_are_told_what_takes_them(jpegs, tmp_path, capsys):
+    folder = tmp_path / "scenes"
+    folder.mkdir()
+    code, _, err = run(["merge", str(folder), "-q"], capsys)
+    assert code == 2
+    assert f"{folder} is a folder: give its photos, or sort and merge what it holds with gmodiff batch {folder} -o OUT/" in err
+    code, _, err = run(["merge", *jpegs, "-o", str(folder), "-q"], capsys)
+    assert code == 2
+    assert f"{folder} is a folder; expected the name of a file in it, such as {folder / 'scene.jpg'}" in err
+    assert list(tmp_path.iterdir()) == [folder]
+    assert list(folder.iterdir()) == []

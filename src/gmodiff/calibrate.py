@@ -48,6 +48,8 @@ REALIGNED_STOPS = 0.08
 LARGE_REFINEMENT_STOPS = 0.2
 """Change of a known ratio from which it is told to the user."""
 
+OTHER_SCENE_STOPS = 1.0
+"""Photos of one scene that disagree by more than this after calibration have nearly nothing in common."""
 LARGE_DISAGREEMENT_STOPS = 0.25
 """Disagreement left from which the frame is named to the user."""
 
@@ -261,5 +263,7 @@ def _notes(
             text = f"{frames[i + 1].name} disagrees with its neighbours by {left[i]:.2f} and {left[i + 1]:.2f} stops"
         else:
             text = f"{frames[i].name} and {frames[i + 1].name} disagree by {left[i]:.2f} stops"
-        notes.append(f"{text} after calibration: something moved everywhere, or {cause}")
+        apart = max(left[i : i + 2] if i + 1 in named else left[i : i + 1])
+        others = ", or these are photos of different scenes (gmodiff batch sorts a folder of them)" if apart > OTHER_SCENE_STOPS else ""
+        notes.append(f"{text} after calibration: something moved everywhere, or {cause}{others}")
     return tuple(notes)

@@ -115,7 +115,7 @@ def _numbers(_: click.Context, parameter: click.Parameter, text: str | None) -> 
 @click.option("--exact", is_flag=True, help="Run the network in float32; slower, and the same to 0.05 dB.")
 @click.option("--estimate-size", type=click.Choice(["auto", "full", "half"]), default="auto", show_default=True,
               help="How large the network sees the picture; auto: about 3 megapixels, or full size if that is less.")  # fmt: skip
-@click.option("--tile", type=click.IntRange(min=1), metavar="PX",
+@click.option("--tile", type=int, metavar="PX",
               help="Side of the network's tiles, 512 or more: less memory.")  # fmt: skip
 @click.option("--refine", type=float, default=0.0, show_default=True, metavar="0..1",
               help="How much of the refiner's detail goes in where the network doubts its estimate; for models that have one.")  # fmt: skip
@@ -182,6 +182,11 @@ def merge(
     exposures, one a line in order of file name), else from the pixels.
     """
     started = time.monotonic()
+    folders = [p for p in photos if Path(p).is_dir()]
+    if folders:
+        raise InputError(
+            f"{folders[0]} is a folder: give its photos, or sort and merge what it holds with gmodiff batch {folders[0]} -o OUT/"
+        )
     if len(photos) < 2:
         raise InputError(f"a bracket needs 2 to 16 photos, got {len(photos)}: gmodiff merge A.jpg B.jpg C.jpg -o scene.jpg")
     if not MIN_HEADROOM <= headroom <= MAX_HEADROOM:

@@ -101,6 +101,14 @@ def estimator(model: Model | Estimates) -> Estimates:
     return Estimator(model) if isinstance(getattr(model, "card", None), Card) else model  # type: ignore[arg-type, return-value]
 
 
+def check_tile(tile: tuple[int, int], card: Card) -> None:
+    """Raise InputError for (rows, columns) of which a network's surroundings would leave less than half."""
+    least = 4 * card.halo_px
+    if min(tile) < least:
+        size = str(tile[0]) if tile[0] == tile[1] else f"{tile[1]}x{tile[0]}"
+        raise InputError(f"tile {size}: expected {least} pixels a side or more for model {card.name}")
+
+
 @dataclass(frozen=True)
 class Estimator:
     """A model in the pipeline's place for one.
@@ -125,10 +133,8 @@ class Estimator:
         if self.refinement is not None:
             self.refinement.check_fits(self.model.card)
         _ = self._reducer  # what is wrong with it is said before there is work to lose
-        least = 4 * self.model.card.halo_px
-        if self.tile is not None and min(self.tile) < least:
-            size = str(self.tile[0]) if self.tile[0] == self.tile[1] else f"{self.tile[1]}x{self.tile[0]}"
-            raise InputError(f"tile {size}: expected {least} pixels a side or more for model {self.model.card.name}")
+        if self.tile is not None:
+            check_tile(self.tile, self.model.card)
         if self.shrink is not None and self.shrink < 1:
             raise InputError(f"shrink {self.shrink}: expected 1 (full size) or more")
 

@@ -85,8 +85,12 @@ class Card:
             card = Card(**known, kind=stored.pop("kind", "regressor"), facts=stored)
             if card.kind not in KINDS:
                 raise ValueError(f"kind {card.kind!r}: this version knows {', '.join(KINDS)}")
-            if card.kind == "refiner" and not (0 <= stored["threshold"] < 1 and isinstance(stored["guide"], str)):
-                raise ValueError("threshold out of range, or no guide")
+            if card.kind == "refiner":
+                threshold = stored["threshold"]
+                if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not 0 <= threshold < 1:
+                    raise ValueError(f"threshold is {threshold!r}, expected a number from 0 up to 1")
+                if not isinstance(stored["guide"], str):
+                    raise ValueError(f"guide is {stored['guide']!r}, expected the hash of a regressor's weights")
             beside = stored.get("noise")
             if beside is not None:
                 if not isinstance(beside, dict):

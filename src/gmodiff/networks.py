@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from gmodiff.errors import InputError
-from gmodiff.estimate import Estimates, Estimator
-from gmodiff.model_card import Model
+from gmodiff.estimate import Estimates, Estimator, check_tile
+from gmodiff.model_card import FULL_MODEL, Model
 from gmodiff.refine import Refinement
-from gmodiff.runtime import NO_MODEL, load_model, load_refiner
+from gmodiff.runtime import NO_MODEL, check_model, load_card, load_model, load_refiner
 
 SHRINK = {"auto": None, "full": 1, "half": 2}
 """How much smaller a side the network sees the picture, by the name of the choice; None: by the number of its pixels."""
@@ -27,6 +27,17 @@ class Network(NamedTuple):
 
     model: Model | None
     estimates: Estimates | None
+
+
+def check_network(name: str, *, tile: int | None = None, refine: float = 0.0, keep_noise: bool = False) -> None:
+    """What can be said of a network by name without loading it: raises what `check_model` does, and InputError for a tile too small.
+
+    The rest as `load_network`.
+    """
+    check_model(name, refined=refine > 0, keep_noise=keep_noise)
+    card = load_card(name)
+    if tile is not None and card.kind != FULL_MODEL:
+        check_tile((tile, tile), card)
 
 
 def load_network(

@@ -111,6 +111,19 @@ def load_refiner(name: str = DEFAULT_MODEL, *, runtime: str = "auto", device: st
     return load_model(str(refiner_path(name)), runtime=runtime, device=device, exact=True)
 
 
+def check_model(name: str, *, refined: bool = False, keep_noise: bool = False) -> None:
+    """Raise what is wrong with the files of a model, without loading any: InputError where none is there, FileFormatError where one is not
+    what its card says.   refined, keep_noise: whether those of its refiner count, and those of its noise reducer do not.
+    """
+    for path in (_card_path(name), refiner_path(name)) if refined else (_card_path(name),):
+        card = Card.read(path)
+        beside = path.stem + NOISE_SUFFIX
+        files = [path.with_name(n) for n in card.sha256 if not (keep_noise and n.startswith(beside))]
+        there = [f for f in files if f.is_file()]
+        for file in there or [path.with_suffix(".onnx")]:
+            check_weights(file, card)
+
+
 def refiner_card(name: str) -> Card:
     """The card of a model's refiner, without loading it. Raises InputError where there is none, FileFormatError where it cannot be used."""
     own = refiner_path(name)

@@ -153,6 +153,8 @@ def _identity(path: Path) -> str:
 
 def _checked_suffix(path: Path) -> str:
     suffix = path.suffix.lower()
+    if os.path.isdir(path):  # says False of impossible names too, which are refused later
+        raise OutputError(f"{path} is a folder; expected the name of a file in it, such as {path / 'scene.jpg'}")
     if suffix not in SUFFIXES:
         kinds = ", ".join(f"{s} ({what})" for s, what in SUFFIXES.items() if s not in (".jpeg", ".tiff"))
         raise OutputError(f"{path}: cannot write {suffix or 'a file without a suffix'}; supported are {kinds}")

@@ -71,7 +71,7 @@ def _local_file(_: click.Context, option: click.Parameter, text: str | None) -> 
 @click.option("--exact", is_flag=True, help="Run the network in float32.")
 @click.option("--estimate-size", type=click.Choice(["auto", "full", "half"]), default="auto", show_default=True,
               help="How large the network sees the picture.")  # fmt: skip
-@click.option("--tile", type=click.IntRange(min=1), metavar="PX", help="Side of the network's tiles.")
+@click.option("--tile", type=int, metavar="PX", help="Side of the network's tiles, 512 or more: less memory.")
 @click.option("--refine", type=click.FloatRange(0, 1), default=0.0, show_default=True, metavar="0..1", help="How much the refiner adds.")
 @click.option("--keep-noise", is_flag=True, help="Do not reduce noise where the reference measured.")
 @click.option("--response", default="auto", show_default=True, metavar="CURVE", help="Camera response, as of gmodiff merge.")
@@ -260,7 +260,7 @@ def _settings(*, no_align: bool, **options: Any) -> Settings:
     """The options as settings, with the state of the network and of its refiner, so that new ones count as a change."""
     from gmodiff.batch.one_set import Settings
     from gmodiff.model_card import FULL_MODEL
-    from gmodiff.networks import refuse_idle
+    from gmodiff.networks import check_network, refuse_idle
     from gmodiff.runtime import NO_MODEL, load_card, refiner_card
 
     for option, expected in (("headroom", "0.25 to 6 stops"), ("refine", "0 to 1")):
@@ -274,6 +274,8 @@ def _settings(*, no_align: bool, **options: Any) -> Settings:
     weights = "" if model == NO_MODEL else load_card(model).state
     if options["refine"]:
         weights += f"+{refiner_card(model).state}"
+    if model != NO_MODEL:  # what is wrong with it is said once, not for every set; what runs it is the workers' matter
+        check_network(model, tile=options["tile"], refine=options["refine"], keep_noise=options["keep_noise"])
     return Settings(align=not no_align, weights=weights, **options)
 
 

@@ -8,6 +8,7 @@ it.
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 import threading
@@ -175,6 +176,8 @@ def _torch(package: str) -> Any:
     except ImportError:
         raise MissingDependencyError(f'{package} needs torch: pip install "gmodiff[evaluate]"') from None
     torch.set_num_threads(threads())
+    # It tells of a CUDA compiler without a GPU whenever a metric is loaded; none of them compiles anything.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     return torch
 
 
