@@ -48,7 +48,7 @@ NEAR_BLACK_GAIN_STOPS = 2.3
 LOCAL_GRID_PX = 8
 """The local brightness that drives the SDR base is worked out on cells of this size."""
 EDGE_STOPS_SQUARED = 0.5
-"""Variance of local brightness from which it counts as an edge of the SDR base (epsilon of the guided filter) rather than as detail. With 3,
+"""Variance of local brightness from which it is an edge of the SDR base (epsilon of the guided filter) rather than detail. With 3,
 skies had a bright rim of 40 pixels beside buildings and rocks, and a grey cloud between; with 0.25 windows and water lose contrast."""
 
 _ROOT_LEVELS = 65535  # curves are tabulated over the square root of light: fine steps in the darks, where the eye is
