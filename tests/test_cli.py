@@ -149,6 +149,16 @@ def test_models_are_described(capsys):
     assert json.loads(out)[0]["name"] == "compact"
 
 
+def test_models_fit_a_narrow_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    whole = run(["models"], capsys)[1]
+    assert max(map(len, whole.splitlines())) > 200  # for other programs, a fact a line
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    wrapped = run(["models"], capsys)[1]
+    assert max(map(len, wrapped.splitlines())) <= 80  # a hash is not broken
+    assert wrapped.split() == whole.split()
+
+
 def test_help_says_the_sizes_that_are_refused(capsys):
     """--help loads neither networks nor their cards."""
     assert f"{4 * load_card('compact').halo_px} or more: less memory" in " ".join(run(["merge", "--help"], capsys)[1].split())

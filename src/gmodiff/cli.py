@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
@@ -371,10 +373,15 @@ def models(names: tuple[str, ...], as_json: bool) -> None:
         told = [{"name": c.name, "fingerprint": c.fingerprint, "about": c.about, "sha256": c.sha256, **c.facts} for c in cards]
         click.echo(json.dumps(told, indent=2))
         return
-    for card in cards:
-        click.echo("\n".join(_told(card)))
+    lines = [line for card in cards for line in _told(card)]
     if not names:
-        click.echo("sd21: the paper's full-size system, on Stable Diffusion 2.1; its weights are not here: see docs/full-model.md")
+        lines.append("sd21: the paper's full-size system, on Stable Diffusion 2.1; its weights are not here: see docs/full-model.md")
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0  # whole lines for other programs
+    for line in lines:
+        indent = " " * (len(line) - len(line.lstrip()))
+        # Hashes and options stay whole, so that they can be copied.
+        wrapper = textwrap.TextWrapper(width or 80, subsequent_indent=f"{indent}    ", break_long_words=False, break_on_hyphens=False)
+        click.echo(wrapper.fill(line) if width else line)
 
 
 def _told(card: Card) -> Iterator[str]:
