@@ -370,6 +370,29 @@ def test_the_shipped_files_are_small_and_described():
     assert card["hours"]["mask"] > 0
 
 
+def test_only_an_estimate_that_is_nobody_elses_is_worked_on_in_place(compact):
+    """Large pictures need the memory of a copy; a model of somebody else's may keep what it answered."""
+    bracket, kept = photos(scene()), []
+
+    class Kept:
+        fresh = False
+
+        def __call__(self, bracket, alignments, merged, *, progress=None):
+            made = Estimator(compact)(bracket, alignments, merged)
+            kept[:] = [made.radiance, made.radiance.copy()]
+            return replace(made, fresh=self.fresh)
+
+    other, own = Kept(), Kept()
+    own.fresh = True
+    of_other = reconstruct_radiance(bracket, other).radiance
+    assert np.array_equal(*kept)
+    assert not np.shares_memory(of_other, kept[0])
+    of_own = reconstruct_radiance(bracket, own).radiance
+    assert np.shares_memory(of_own, kept[0])
+    assert np.array_equal(of_own, of_other)
+    assert not np.array_equal(*kept)
+
+
 def test_reconstruct_keeps_what_the_model_doubts(compact):
     image = reconstruct(photos(scene()), compact)
     assert image.degradation is not None

@@ -65,7 +65,7 @@ class Estimate:
     everywhere: follow it where nothing moved too (`stillness`): of a model that is chosen for what it invents.
     noise_reducer: what reduces noise of the estimate once it is constrained (`noise_reduction`); None for nothing.
     network: name of the model and hash of its weights (`Card.label`), for what a file says of itself; None for what has none.
-    refine: strength, 0..1, of its refiner.
+    refine: strength, 0..1, of its refiner.   fresh: radiance is nobody else's, and what follows may work in place.
     """
 
     radiance: F32 = field(repr=False)
@@ -75,6 +75,7 @@ class Estimate:
     noise_reducer: NoiseReduction | None = field(default=None, repr=False)
     network: str | None = None
     refine: float = 0.0
+    fresh: bool = False
 
     def relabelled(self, provenance: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """(H, W) provenance of the merge, with what the network invented in unmeasured places marked as inferred."""
@@ -260,7 +261,7 @@ def _applied(feed: _Feed, change: F32, residual: F32, mask: NDArray[np.uint8], c
         degradation[rows] = np.rint(enlarged_rows(mask, first, end, *covered)[:, :width])
 
     for_each_strip(strip, height)
-    return Estimate(radiance, degradation, invented)
+    return Estimate(radiance, degradation, invented, fresh=True)
 
 
 def frames_for(bracket: Bracket, most: int) -> list[int]:

@@ -85,7 +85,8 @@ def estimated(
         estimate = estimator(model)(bracket, alignments, merged.radiance, progress=_step(progress, "estimate"))
         if estimate.radiance.shape != radiance.shape:
             raise InputError(f"the model returned radiance of shape {estimate.radiance.shape}, expected {radiance.shape}")
-        radiance = np.array(estimate.radiance, np.float32)  # a copy: what follows works in place
+        # What follows works in place.
+        radiance = estimate.radiance if estimate.fresh else np.array(estimate.radiance, np.float32)
         held = False if estimate.everywhere else hold_where_still(radiance, merged, reference.encoded)
         provenance, degradation = np.where(held, provenance, estimate.relabelled(provenance)), estimate.degradation
         held_to, reducer = merged.radiance, estimate.noise_reducer
