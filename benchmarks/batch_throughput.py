@@ -27,7 +27,7 @@ from gmodiff.batch.manifest import Manifest
 from gmodiff.batch.one_set import Settings
 from gmodiff.batch.plan_file import PlanFile, PlannedSet
 from gmodiff.batch.run import MANIFEST, run_batch
-from gmodiff.runtime import load_card
+from gmodiff.runtime import state_of
 from synthetic import photos, scene
 
 FRAMES = 3
@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--model", default="compact")
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
-    weights = "" if options.model == "none" else load_card(options.model).state
+    weights = "" if options.model == "none" else state_of(options.model)
     settings = Settings(model=options.model, weights=weights)
     folder = Path(tempfile.mkdtemp())
     every = os.sched_getaffinity(0)

@@ -61,7 +61,7 @@ from gmodiff.model.regressor import GAIN_LIMIT, mu_gain, radiance_from_mu_gain
 from gmodiff.pipeline import Reconstruction, aligned, estimated
 from gmodiff.radiometry import F32
 from gmodiff.refine import CONTEXT, CORE_PX, Refinement, Square
-from gmodiff.runtime import load_card, load_model, refiner_card
+from gmodiff.runtime import load_model, refiner_card, state_of
 from gmodiff.train.loop import WEIGHTS
 from gmodiff.train.losses import MU, compress
 
@@ -222,7 +222,7 @@ def methods(model: Once, card: str, chosen: list[str], weights: Mapping[str, Pat
     own = refiner_card(card)
     path = Path(card)
     refiner, _ = read_refiner(path.with_name(f"{path.stem}-refiner.safetensors"))
-    state = f"{load_card(card).state}+{own.state}"
+    state = state_of(card, refined=True)
     found = {}
     for name in chosen:
         refinement, rests_on = None, {}

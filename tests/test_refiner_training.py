@@ -19,7 +19,7 @@ from gmodiff.model.refiner import read_refiner, write_refiner
 from gmodiff.model.regressor import GAIN_LIMIT, Regressor, Shape
 from gmodiff.model.weights import write_weights
 from gmodiff.model_card import Card
-from gmodiff.refine import CONTEXT, THRESHOLD, Refinement
+from gmodiff.refine import CONTEXT, THRESHOLD, Refinement, _given
 from gmodiff.refine import CONTEXT as CONTEXT_NAMES
 from gmodiff.runtime import load_card, load_refiner
 from gmodiff.train import loop
@@ -165,14 +165,20 @@ def test_training_and_use_answer_the_same(stages, guide, small_store):
         inputs = {k: batch[k] for k in ("linear", "stops", "coverage", "merged", "encoded")}
         found = stage.guide(**inputs, with_mask=True)
     one = {k: v[0].numpy() for k, v in inputs.items()} | {k: batch[k][:1].numpy() for k in ("merged", "encoded")}
+    given_gain, short = _given(one, {"change": found.change[:1].numpy()}, GAIN_LIMIT)
     context = dict(zip(CONTEXT, (c[:1] for c in found.context), strict=True))
+    given = {"gain": torch.from_numpy(given_gain), "short": torch.from_numpy(short), "degradation": torch.sigmoid(found.degradation[:1])}
+    with torch.no_grad():
+        wanted = network.by_name(given | context)["refined"]
+    assert (wanted - gain[:1]).abs().max() > 1e-3
+    torch.testing.assert_close(refined[:1], wanted, atol=1e-4, rtol=1e-4)
+    # Between tiles and squares they are kept in half precision, and nothing else happens to them.
     refinement = Refinement(SimpleNamespace(card=Card("stand-in-refiner", "", {}, 9, 32, 96, GAIN_LIMIT, "refiner")))
     kept = refinement.kept(one, {"change": found.change[:1].numpy()} | {k: v.numpy() for k, v in context.items()})
-    given = {k: torch.from_numpy(v.astype(np.float32)) for k, v in kept.items()} | {"degradation": torch.sigmoid(found.degradation[:1])}
-    with torch.no_grad():
-        wanted = network.by_name(given)["refined"]
-    assert (wanted - gain[:1]).abs().max() > 1e-3
-    torch.testing.assert_close(refined[:1], wanted, atol=1e-3, rtol=1e-4)  # its inputs are in half precision
+    assert sorted(kept) == sorted(["gain", "short", *CONTEXT])
+    for name, values in (given | context).items():
+        if name in kept:
+            assert np.array_equal(kept[name], values.numpy().astype(np.float16)), name
 
 
 def test_stages_refuse_what_they_cannot_begin_with(stages, guide, small_store, tmp_path):

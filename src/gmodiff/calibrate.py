@@ -260,10 +260,11 @@ def _notes(
             continue
         if i + 1 < len(large) and large[i + 1]:
             named.add(i + 1)
+            apart = max(left[i], left[i + 1])
             text = f"{frames[i + 1].name} disagrees with its neighbours by {left[i]:.2f} and {left[i + 1]:.2f} stops"
         else:
+            apart = left[i]
             text = f"{frames[i].name} and {frames[i + 1].name} disagree by {left[i]:.2f} stops"
-        apart = max(left[i : i + 2] if i + 1 in named else left[i : i + 1])
         others = ", or these are photos of different scenes (gmodiff batch sorts a folder of them)" if apart > OTHER_SCENE_STOPS else ""
         notes.append(f"{text} after calibration: something moved everywhere, or {cause}{others}")
     return tuple(notes)

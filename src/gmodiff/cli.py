@@ -376,12 +376,16 @@ def models(names: tuple[str, ...], as_json: bool) -> None:
     lines = [line for card in cards for line in _told(card)]
     if not names:
         lines.append("sd21: the paper's full-size system, on Stable Diffusion 2.1; its weights are not here: see docs/full-model.md")
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0  # whole lines for other programs
-    for line in lines:
-        indent = " " * (len(line) - len(line.lstrip()))
-        # Hashes and options stay whole, so that they can be copied.
-        wrapper = textwrap.TextWrapper(width or 80, subsequent_indent=f"{indent}    ", break_long_words=False, break_on_hyphens=False)
-        click.echo(wrapper.fill(line) if width else line)
+    if sys.stdout.isatty():  # whole lines for other programs
+        width = shutil.get_terminal_size().columns
+        lines = [_wrapped(line, width) for line in lines]
+    click.echo("\n".join(lines))
+
+
+def _wrapped(line: str, width: int) -> str:
+    """In lines of a terminal; hashes and options stay whole, so that they can be copied."""
+    indent = " " * (len(line) - len(line.lstrip()) + 4)
+    return textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def _told(card: Card) -> Iterator[str]:

@@ -228,8 +228,6 @@ def _memory_errors() -> Iterator[None]:
     """Every engine says in its own way that memory did not suffice."""
     try:
         yield
-    except MemoryError:
-        raise
     except Exception as error:
         if says_memory(error):
             raise MemoryError(_first_line(error)) from None

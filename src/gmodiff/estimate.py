@@ -104,10 +104,14 @@ def estimator(model: Model | Estimates) -> Estimates:
 
 def check_tile(tile: tuple[int, int], card: Card) -> None:
     """Raise InputError for (rows, columns) of which a network's surroundings would leave less than half."""
-    least = 4 * card.halo_px
+    refuse_small_tile(tile, 4 * card.halo_px, card.name)
+
+
+def refuse_small_tile(tile: tuple[int, int], least: int, model: str) -> None:
+    """Raise InputError for (rows, columns) below what a model needs, in pixels."""
     if min(tile) < least:
         size = str(tile[0]) if tile[0] == tile[1] else f"{tile[1]}x{tile[0]}"
-        raise InputError(f"tile {size}: expected {least} pixels a side or more for model {card.name}")
+        raise InputError(f"tile {size}: expected {least} pixels a side or more for model {model}")
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from gmodiff.align import Alignment, warp_rows
 from gmodiff.errors import InputError
-from gmodiff.estimate import INVENTED_GAIN, Estimate
+from gmodiff.estimate import INVENTED_GAIN, Estimate, refuse_small_tile
 from gmodiff.gainmap import OFFSET, mu_gain, radiance_from_mu_gain
 from gmodiff.image import Bracket
 from gmodiff.model_card import Arrays, Card
@@ -90,8 +90,7 @@ def clipped_share(codes: NDArray[Any], samples: float = 1e6) -> float:
 
 def check_tile(tile_px: int, model: str) -> None:
     """Raise InputError for tiles that are too small to be blended."""
-    if tile_px < MIN_TILE_PX:
-        raise InputError(f"tile {tile_px}: expected {MIN_TILE_PX} pixels a side or more for model {model}")
+    refuse_small_tile((tile_px, tile_px), MIN_TILE_PX, model)
 
 
 # ---- in the pipeline ------------------------------------------------------------------------------------------------------

@@ -84,14 +84,12 @@ class Refinement:
         missing = [k for k in CONTEXT if k not in said]
         if missing:
             raise InputError(f"model says nothing of {missing[0]}, which the refiner needs: export it again (gmodiff train export)")
-        white, shortest = np.float32(2.0 ** float(inputs["stops"].min())), int(inputs["stops"].argmin())
-        gain = mu_gain(inputs["merged"] * white, inputs["encoded"]) + said["change"]
-        pictures = {"gain": np.clip(gain, 0, self.model.card.gain_limit), "short": np.sqrt(inputs["linear"][shortest : shortest + 1])}
-        whole = pictures | {k: said[k] for k in CONTEXT}
         if not all(np.abs(said[k]).max() < np.finfo(np.float16).max for k in CONTEXT):
             raise InputError(
                 "the network says values of its context that are not finite, or enormous: its weights are broken; use --refine 0"
             )
+        gain, short = _given(inputs, said, self.model.card.gain_limit)
+        whole = {"gain": gain, "short": short} | {k: said[k] for k in CONTEXT}
         return {name: values.astype(np.float16) for name, values in whole.items()}
 
     def __call__(self, found: Mapping[str, NDArray[Any]], *, progress: Callable[[float], None] | None = None) -> F32 | None:
@@ -125,6 +123,14 @@ class Refinement:
         given: what it is given (`model.on_arrays`).
         """
         return self.model(given)["refined"]
+
+
+def _given(inputs: Mapping[str, NDArray[Any]], said: Mapping[str, F32], limit: float) -> tuple[F32, F32]:
+    """(1, 3, H, W) network gain of the estimate, and square root of the shortest frame's linear light."""
+    white = np.float32(2.0 ** float(inputs["stops"].min()))
+    gain = mu_gain(inputs["merged"] * white, inputs["encoded"]) + said["change"]
+    shortest = int(inputs["stops"].argmin())
+    return np.clip(gain, 0, limit).astype(np.float32), np.sqrt(inputs["linear"][shortest : shortest + 1])
 
 
 def _squares(wanted: F32, card: Card) -> list[Square]:

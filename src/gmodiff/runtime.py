@@ -111,6 +111,12 @@ def load_refiner(name: str = DEFAULT_MODEL, *, runtime: str = "auto", device: st
     return load_model(str(refiner_path(name)), runtime=runtime, device=device, exact=True)
 
 
+def state_of(name: str, *, refined: bool = False) -> str:
+    """State (`Card.state`) of a model, and behind a plus that of its refiner where it takes part: what kept answers rest on."""
+    own = load_card(name).state
+    return f"{own}+{refiner_card(name).state}" if refined else own
+
+
 def check_model(name: str, *, refined: bool = False, keep_noise: bool = False) -> None:
     """Raise what is wrong with the files of a model, without loading any: InputError where none is there, FileFormatError where one is not
     what its card says.   refined, keep_noise: whether those of its refiner count, and those of its noise reducer do not.

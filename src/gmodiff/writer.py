@@ -139,8 +139,7 @@ def _check_place(path: Path, force: bool, read: set[str], seen: set[str]) -> Non
     if identity in seen:
         raise OutputError(f"{path} is named twice as an output")
     seen.add(identity)
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder; expected the name of a file")
+    _refuse_folder(path)
     if path.exists() and not path.is_file():
         raise OutputError(f"{path} exists and is not a regular file")
     if path.exists() and not force:
@@ -151,10 +150,14 @@ def _identity(path: Path) -> str:
     return os.path.normcase(os.path.realpath(path))
 
 
-def _checked_suffix(path: Path) -> str:
-    suffix = path.suffix.lower()
+def _refuse_folder(path: Path) -> None:
     if os.path.isdir(path):  # says False of impossible names too, which are refused later
         raise OutputError(f"{path} is a folder; expected the name of a file in it, such as {path / 'scene.jpg'}")
+
+
+def _checked_suffix(path: Path) -> str:
+    suffix = path.suffix.lower()
+    _refuse_folder(path)
     if suffix not in SUFFIXES:
         kinds = ", ".join(f"{s} ({what})" for s, what in SUFFIXES.items() if s not in (".jpeg", ".tiff"))
         raise OutputError(f"{path}: cannot write {suffix or 'a file without a suffix'}; supported are {kinds}")

@@ -261,7 +261,7 @@ def _settings(*, no_align: bool, **options: Any) -> Settings:
     from gmodiff.batch.one_set import Settings
     from gmodiff.model_card import FULL_MODEL
     from gmodiff.networks import check_network, refuse_idle
-    from gmodiff.runtime import NO_MODEL, load_card, refiner_card
+    from gmodiff.runtime import NO_MODEL, state_of
 
     for option, expected in (("headroom", "0.25 to 6 stops"), ("refine", "0 to 1")):
         if math.isnan(options[option]):
@@ -271,10 +271,9 @@ def _settings(*, no_align: bool, **options: Any) -> Settings:
         raise InputError(f"--model {model}: needs its weights named; give the card that gmodiff convert --fold-lora makes of them")
     if model == NO_MODEL:
         refuse_idle({"--refine": options["refine"] > 0, "--keep-noise": options["keep_noise"]})
-    weights = "" if model == NO_MODEL else load_card(model).state
-    if options["refine"]:
-        weights += f"+{refiner_card(model).state}"
+    weights = ""
     if model != NO_MODEL:  # what is wrong with it is said once, not for every set; what runs it is the workers' matter
+        weights = state_of(model, refined=options["refine"] > 0)
         check_network(model, tile=options["tile"], refine=options["refine"], keep_noise=options["keep_noise"])
     return Settings(align=not no_align, weights=weights, **options)
 

@@ -28,7 +28,7 @@ from gmodiff.model_card import Model
 from gmodiff.pipeline import reconstruct_radiance
 from gmodiff.radiometry import F32, srgb_decode
 from gmodiff.refine import Refinement
-from gmodiff.runtime import DEFAULT_MODEL, load_card, load_model, load_refiner, refiner_card
+from gmodiff.runtime import DEFAULT_MODEL, load_card, load_model, load_refiner, state_of
 
 U8 = NDArray[np.uint8]
 
@@ -134,9 +134,8 @@ def _learned(name: str, card: str, how: str, about: str) -> Method:
 
 @lru_cache(maxsize=8)
 def _state_of(card: str, refined: bool) -> str:
-    """State of the network, and of its refiner where that takes part."""
-    own = load_card(card).state
-    return f"{own}+{refiner_card(card).state}" if refined else own
+    """Asked for every scene."""
+    return state_of(card, refined=refined)
 
 
 @dataclass(frozen=True)
